@@ -1,0 +1,2 @@
+//! The Cappy command line.
+fn main() {}

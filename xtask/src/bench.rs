@@ -1,0 +1,216 @@
+//! `cargo xtask bench`: this project and a peer on the same machine, model and rows, in turn (ours, theirs, ours,
+//! theirs, ...), so that a drift of the machine hits both. Reports each side's median and the ratio pair by pair.
+
+use std::{
+    env,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context as _, Result, bail};
+use clap::{Args, Subcommand};
+use serde_json::{Value, json};
+
+use crate::steps::{cargo, root, run, target};
+
+/// Arguments of `bench`.
+#[derive(Args)]
+pub struct Bench {
+    #[command(subcommand)]
+    workload: Workload,
+}
+
+#[derive(Subcommand)]
+enum Workload {
+    /// Pairs scored by RoBERTa's shape, against transformers + PyTorch with sorted batches, and padded as the seed does
+    Score(Sides),
+    /// 17 candidates and their likelihoods by FLAN-T5's shape, against transformers' `generate`
+    Generate(Sides),
+}
+
+#[derive(Args)]
+struct Sides {
+    /// Shape of the model (roberta-base, roberta-large, flan-t5-small, flan-t5-base) [default: the workload's own]
+    #[arg(long)]
+    shape: Option<String>,
+    /// Times that both sides run
+    #[arg(long, default_value_t = 3)]
+    rounds: usize,
+    /// Keep every N-th of the sorted row lengths
+    #[arg(long, default_value_t = 4)]
+    stride: usize,
+    /// Threads on both sides
+    #[arg(long, default_value_t = 2)]
+    threads: usize,
+    /// Python with tests/bench/requirements.txt installed [default: a virtual environment made below target/]
+    #[arg(long, env = "CAPPY_BENCH_PYTHON")]
+    python: Option<PathBuf>,
+    /// Leave out the seed's padded way (score only; it is slow)
+    #[arg(long)]
+    no_seed: bool,
+}
+
+/// One program of a comparison; prints one JSON line with `seconds`.
+struct Side {
+    name: &'static str,
+    command: Box<dyn Fn() -> Command>,
+}
+
+impl Bench {
+    /// Prepares models and programs, then measures.
+    pub fn run(self) -> Result<()> {
+        let (sides, shape, example, lengths, peer) = match self.workload {
+            Workload::Score(sides) => {
+                (sides, "roberta-large", "score_speed", "lengths_score.json", "score_transformers.py")
+            }
+            Workload::Generate(sides) => (
+                sides,
+                "flan-t5-small",
+                "generate_speed",
+                "lengths_generate.json",
+                "generate_transformers.py",
+            ),
+        };
+        let shape = sides.shape.clone().unwrap_or_else(|| shape.to_owned());
+        let python = python(&sides)?;
+        let model = model(&python, &shape)?;
+        run(
+            "build",
+            &mut cargo([
+                "build",
+                "--release",
+                "--locked",
+                "--quiet",
+                "--package",
+                "cappy-plugin-candle",
+                "--example",
+                example,
+            ]),
+        )?;
+        let lengths = root().join("tests/bench").join(lengths);
+        let arguments: Vec<String> = [
+            ("--model", model.display().to_string()),
+            ("--lengths", lengths.display().to_string()),
+            ("--stride", sides.stride.to_string()),
+            ("--threads", sides.threads.to_string()),
+        ]
+        .into_iter()
+        .flat_map(|(flag, value)| [flag.to_owned(), value])
+        .collect();
+        let program = target().join("release/examples").join(example);
+        let ours = {
+            let arguments = arguments.clone();
+            Side {
+                name: "cappy",
+                command: Box::new(move || {
+                    let mut c = Command::new(&program);
+                    c.args(&arguments);
+                    c
+                }),
+            }
+        };
+        let script = root().join("tests/bench").join(peer);
+        let peer_side = |name, extra: &'static [&'static str]| {
+            let (python, script, arguments) = (python.clone(), script.clone(), arguments.clone());
+            Side {
+                name,
+                command: Box::new(move || {
+                    let mut command = Command::new(&python);
+                    command.arg(&script).args(&arguments).args(extra);
+                    command
+                }),
+            }
+        };
+        let mut theirs = vec![peer_side("transformers + PyTorch f32", &[])];
+        if peer.starts_with("score") && !sides.no_seed {
+            theirs.push(peer_side("the seed's way (padded to 512)", &["--padding", "seed"]));
+        }
+        let report = compare(&ours, &theirs, sides.rounds)?;
+        println!(
+            "{}",
+            serde_json::to_string_pretty(
+                &json!({ "shape": shape, "threads": sides.threads, "sides": report })
+            )?
+        );
+        Ok(())
+    }
+}
+
+fn compare(ours: &Side, theirs: &[Side], rounds: usize) -> Result<Vec<Value>> {
+    let mut our_seconds = Vec::new();
+    let mut their_seconds = vec![Vec::new(); theirs.len()];
+    for round in 1..=rounds {
+        let mine = measure(ours)?;
+        eprintln!("round {round}: {} {mine:.2} s", ours.name);
+        our_seconds.push(mine);
+        for (side, seconds) in theirs.iter().zip(&mut their_seconds) {
+            let other = measure(side)?;
+            eprintln!("round {round}: {} {other:.2} s, ratio {:.2}", side.name, other / mine);
+            seconds.push(other);
+        }
+    }
+    let mut report =
+        vec![json!({ "name": ours.name, "median_seconds": median(&our_seconds), "seconds": our_seconds })];
+    for (side, seconds) in theirs.iter().zip(&their_seconds) {
+        let ratios: Vec<f64> = seconds.iter().zip(&our_seconds).map(|(other, mine)| other / mine).collect();
+        report.push(json!({
+            "name": side.name,
+            "median_seconds": median(seconds),
+            "seconds": seconds,
+            "times_as_fast_as_this": median(&ratios),
+        }));
+    }
+    Ok(report)
+}
+
+fn measure(side: &Side) -> Result<f64> {
+    let output = (side.command)().output().with_context(|| format!("cannot start {}", side.name))?;
+    if !output.status.success() {
+        bail!("{}: {}\n{}", side.name, output.status, String::from_utf8_lossy(&output.stderr));
+    }
+    let text = String::from_utf8_lossy(&output.stdout);
+    let line = text.lines().last().unwrap_or_default();
+    let value: Value =
+        serde_json::from_str(line).with_context(|| format!("{}: not JSON: {line}", side.name))?;
+    value["seconds"].as_f64().with_context(|| format!("{}: no `seconds` in {line}", side.name))
+}
+
+fn median(values: &[f64]) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    match sorted.len() {
+        0 => f64::NAN,
+        n if n % 2 == 1 => sorted[n / 2],
+        n => (sorted[n / 2 - 1] + sorted[n / 2]) / 2.0,
+    }
+}
+
+fn python(sides: &Sides) -> Result<PathBuf> {
+    if let Some(python) = &sides.python {
+        return Ok(python.clone());
+    }
+    let home = target().join("bench/python");
+    let python = home.join("bin/python");
+    if !home.join("ready").exists() {
+        let base = env::var_os("PYTHON").unwrap_or_else(|| "python3".into());
+        run("make a virtual environment", Command::new(base).args(["-m", "venv"]).arg(&home))?;
+        let requirements = root().join("tests/bench/requirements.txt");
+        run(
+            "install the peers (about 5 GB)",
+            Command::new(&python)
+                .args(["-m", "pip", "install", "--quiet", "--requirement"])
+                .arg(requirements),
+        )?;
+        std::fs::write(home.join("ready"), "")?;
+    }
+    Ok(python)
+}
+
+fn model(python: &Path, shape: &str) -> Result<PathBuf> {
+    let directory = target().join("bench/models").join(shape);
+    if !directory.join("model.safetensors").exists() {
+        let script = root().join("tests/bench/make_models.py");
+        run(&format!("make a random {shape}"), Command::new(python).arg(script).arg(shape).arg(&directory))?;
+    }
+    Ok(directory)
+}

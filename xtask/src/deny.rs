@@ -1,0 +1,27 @@
+//! `cargo xtask deny`: licences, duplicates and sources. Advisories need a git checkout and are left to CI that has one.
+
+use std::process::Command;
+
+use anyhow::Result;
+
+use crate::steps::{self, cargo, root, target};
+
+/// The version that the configuration is written for.
+const VERSION: &str = "0.20.2";
+
+/// Installs the tool below the target folder when it is not there, then checks.
+pub fn run() -> Result<()> {
+    let home = target().join("tools");
+    let program = home.join("bin/cargo-deny");
+    if !program.exists() {
+        let mut install =
+            cargo(["install", "cargo-deny", "--locked", "--quiet", "--version", VERSION, "--root"]);
+        install.arg(&home).env_remove("CARGO_TARGET_DIR");
+        steps::run("install cargo-deny", &mut install)?;
+    }
+    let mut check = Command::new(program);
+    check
+        .args(["--workspace", "--log-level", "error", "check", "licenses", "bans", "sources"])
+        .current_dir(root());
+    steps::run("licences, duplicates, sources", &mut check)
+}

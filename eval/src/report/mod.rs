@@ -1,0 +1,31 @@
+//! The tables of the reference implementation: the scorer's result per subset, and its mean beside the baselines.
+//!
+//! [`load_results`] finds the results of one or several generators under a folder, [`published`] knows the figures of
+//! the reference implementation, [`scores_table`] and [`methods_table`] put them side by side, [`Table`] is drawn by
+//! [`render`].
+
+mod build;
+mod load;
+pub mod published;
+pub mod render;
+mod table;
+
+use indexmap::IndexMap;
+
+pub use build::{methods_table, overall_interval, scores_table};
+pub use load::{LoadReportError, LoadedResults, baselines_from_generations, load_results};
+pub use table::{Cell, Table, TableRow};
+
+use crate::selection::SubsetResult;
+
+/// Places behind the point, of figures that are times 100.
+pub const DECIMALS: usize = 4;
+
+/// The results of one generator, subset by subset.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct ModelResults {
+    /// The generator, as its results folder is called (`flan-t5-xxl`).
+    pub model: String,
+    /// By subset name, in the order of the table.
+    pub subsets: IndexMap<String, SubsetResult>,
+}

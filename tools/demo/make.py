@@ -1,0 +1,42 @@
+"""Makes every demo asset: `python tools/demo/make.py --output demo/assets`.
+
+Writes `benchmark/`, `generator/` and `scorer/` below the output folder. One CPU core, no network, under an hour
+with the default numbers of steps; the same library versions on the same kind of machine give the same files.
+"""
+
+import argparse
+import shutil
+from pathlib import Path
+
+import torch
+
+import benchmark
+import train_generator
+import train_scorer
+
+CARDS = Path(__file__).parent / "cards"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, required=True, help="folder to write the assets to")
+    parser.add_argument("--only", choices=["benchmark", "generator", "scorer"], nargs="*", help="make only these")
+    parser.add_argument("--generator-steps", type=int, default=train_generator.STEPS)
+    parser.add_argument("--scorer-steps", type=int, default=train_scorer.STEPS)
+    parser.add_argument("--threads", type=int, default=1, help="of PyTorch; another number rounds differently")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    makers = {
+        "benchmark": benchmark.write,
+        "generator": lambda folder: train_generator.train(folder, arguments.generator_steps),
+        "scorer": lambda folder: train_scorer.train(folder, arguments.scorer_steps),
+    }
+    for name in arguments.only or makers:
+        folder = arguments.output / name
+        folder.mkdir(parents=True, exist_ok=True)
+        makers[name](folder)
+        shutil.copy(CARDS / f"{name}.md", folder / "README.md")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,217 @@
+//! From a name to a directory that a backend can open.
+
+use std::path::{Path, PathBuf};
+
+use crate::cache::{RepoCache, Snapshot};
+use crate::check::{CheckError, check_ready};
+use crate::config::{Architecture, CONFIG_FILE, read_config};
+use crate::demo;
+use crate::derived::derive;
+use crate::download::DownloadError;
+use crate::error::{Problem, ResolveError, While};
+use crate::fingerprint::Fingerprints;
+use crate::name::{DEMO, ModelName, Role};
+use crate::progress::Progress;
+use crate::settings::HubSettings;
+use crate::tokenizer::{TOKENIZER_FILE, TokenizerSource};
+use crate::weights::{WeightFormat, find_weights};
+
+/// Finds, downloads, converts and checks models. Cheap to clone; may be used from many threads and processes at once.
+#[derive(Clone, Debug)]
+pub struct Hub {
+    pub(crate) settings: HubSettings,
+    pub(crate) fingerprints: Fingerprints,
+}
+
+/// Where a model came from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// A directory that the user named.
+    Directory,
+    /// The hub, perhaps through its cache.
+    Hub {
+        /// Its repository.
+        repo: String,
+        /// The commit.
+        commit: String,
+    },
+    /// This program.
+    Demo,
+}
+
+/// A model that a backend can open.
+#[derive(Clone, Debug)]
+pub struct ResolvedModel {
+    /// As the caller named it.
+    pub name: String,
+    /// What it is for.
+    pub role: Role,
+    /// Holds `config.json`, `tokenizer.json` and safetensors (one file, or shards with their index).
+    pub dir: PathBuf,
+    /// Lower-case hexadecimal SHA-256 of names and contents of those files; equal wherever the content is equal.
+    pub fingerprint: String,
+    /// The family.
+    pub architecture: Architecture,
+    /// Rows of the embedding.
+    pub vocab_size: u64,
+    /// Content of `config.json`.
+    pub config_json: String,
+    /// Elements of all tensors.
+    pub parameters: u64,
+    /// Bytes of all tensors as stored.
+    pub weight_bytes: u64,
+    /// Where it came from.
+    pub origin: Origin,
+}
+
+impl ResolvedModel {
+    /// The tokenizer's file.
+    pub fn tokenizer_file(&self) -> PathBuf {
+        self.dir.join(TOKENIZER_FILE)
+    }
+}
+
+impl Hub {
+    /// Uses the given places.
+    pub fn new(settings: HubSettings) -> Self {
+        let fingerprints = Fingerprints::new(settings.models_dir().join("hashes"));
+        Self { settings, fingerprints }
+    }
+
+    /// The places that are used.
+    pub fn settings(&self) -> &HubSettings {
+        &self.settings
+    }
+
+    /// Makes a model ready: a cached one without a word to the network, otherwise downloaded; converted once if its
+    /// weights or tokenizer are of another kind; checked every time.
+    ///
+    /// # Errors
+    /// [`ResolveError`], one line that names what is wrong and says what to do.
+    pub fn resolve(
+        &self,
+        name: &str,
+        role: Role,
+        progress: &dyn Progress,
+    ) -> Result<ResolvedModel, ResolveError> {
+        self.find(name, role, progress, false)
+            .and_then(|(dir, origin)| self.ready(name, role, &dir, origin, progress))
+            .map_err(|problem| named(name, problem))
+    }
+
+    /// Like [`Hub::resolve`], but asks the hub whether the branch or tag has moved on.
+    ///
+    /// # Errors
+    /// As [`Hub::resolve`].
+    pub fn pull(
+        &self,
+        name: &str,
+        role: Role,
+        progress: &dyn Progress,
+    ) -> Result<ResolvedModel, ResolveError> {
+        self.find(name, role, progress, true)
+            .and_then(|(dir, origin)| self.ready(name, role, &dir, origin, progress))
+            .map_err(|problem| named(name, problem))
+    }
+
+    /// The directory of the model's files as they were published.
+    pub(crate) fn find(
+        &self,
+        name: &str,
+        role: Role,
+        progress: &dyn Progress,
+        refresh: bool,
+    ) -> Result<(PathBuf, Origin), Problem> {
+        match ModelName::parse(name)? {
+            ModelName::Directory(dir) => Ok((dir, Origin::Directory)),
+            ModelName::Demo => demo::materialise(&self.settings.models_dir(), role)
+                .map(|dir| (dir, Origin::Demo))
+                .trying(|| format!("write the {DEMO} model to {}", self.settings.models_dir().display())),
+            ModelName::Hub { repo, revision } => {
+                let snapshot = self.snapshot(&repo, &revision, progress, refresh)?;
+                Ok((snapshot.dir, Origin::Hub { repo, commit: snapshot.commit }))
+            }
+        }
+    }
+
+    fn snapshot(
+        &self,
+        repo: &str,
+        revision: &str,
+        progress: &dyn Progress,
+        refresh: bool,
+    ) -> Result<Snapshot, Problem> {
+        let _ = (progress, refresh);
+        let cache = RepoCache::new(&self.settings.cache_dir, repo);
+        let cached = cache.snapshot(revision);
+        let missing = match &cached {
+            Some(snapshot) => incomplete(&snapshot.dir),
+            None => Some(CheckError::Missing { file: CONFIG_FILE.into(), advice: String::new() }),
+        };
+        let missing = match (missing, cached) {
+            (None, Some(snapshot)) => return Ok(snapshot),
+            (Some(CheckError::Missing { file, .. }), Some(_)) => format!("`{file}` of `{repo}`"),
+            _ => format!("`{repo}` (revision {revision})"),
+        };
+        Err(DownloadError::Offline { missing, cache: self.settings.cache_dir.display().to_string() }.into())
+    }
+
+    pub(crate) fn ready(
+        &self,
+        name: &str,
+        role: Role,
+        source: &Path,
+        origin: Origin,
+        progress: &dyn Progress,
+    ) -> Result<ResolvedModel, Problem> {
+        let config = read_config(source)?;
+        config.check_role(role)?;
+        let weights = find_weights(source)?;
+        let tokenizer = TokenizerSource::find(config.architecture, |file| source.join(file).exists())?;
+        let as_it_is = weights.format == WeightFormat::Safetensors && tokenizer == TokenizerSource::Ready;
+        let dir = if as_it_is {
+            source.to_owned()
+        } else {
+            let _ = progress;
+            let converted = self.settings.models_dir().join("converted");
+            derive(&converted, &self.fingerprints, source, &config, &weights, tokenizer)?
+        };
+        let checked = check_ready(&dir)?;
+        let mut files = vec![CONFIG_FILE, TOKENIZER_FILE];
+        files.extend(checked.weights.files.iter().map(String::as_str));
+        files.extend(checked.weights.index);
+        let fingerprint =
+            self.fingerprints.of_model(&dir, files).trying(|| "read the model's files".into())?;
+        Ok(ResolvedModel {
+            name: name.to_owned(),
+            role,
+            dir,
+            fingerprint,
+            architecture: checked.config.architecture,
+            vocab_size: checked.config.vocab_size,
+            config_json: checked.config.json,
+            parameters: checked.parameters,
+            weight_bytes: checked.weight_bytes,
+            origin,
+        })
+    }
+}
+
+fn named(model: &str, problem: Problem) -> ResolveError {
+    ResolveError { model: model.to_owned(), problem }
+}
+
+/// What a snapshot lacks to be a model, by the presence of files alone.
+pub(crate) fn incomplete(dir: &Path) -> Option<CheckError> {
+    let config = match read_config(dir) {
+        Ok(config) => config,
+        Err(missing @ CheckError::Missing { .. }) => return Some(missing),
+        // Downloading again would not help: the check that follows names what is wrong.
+        Err(_) => return None,
+    };
+    let tokenizer = TokenizerSource::find(config.architecture, |file| dir.join(file).exists()).err();
+    tokenizer.or_else(|| match find_weights(dir) {
+        Err(missing @ CheckError::Missing { .. }) => Some(missing),
+        _ => None,
+    })
+}

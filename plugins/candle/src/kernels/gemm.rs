@@ -1,0 +1,407 @@
+//! Matrix products over f32 slices: `c = epilogue(a . b)`.
+//!
+//! `b` is packed once ([`Packed`]) into panels as wide as a tile; weights stay packed for as long as the model
+//! lives. `a` is packed block by block into a buffer of the thread that works on the block. Blocks of rows (and,
+//! for few rows, of columns) run in parallel on rayon's pool. The epilogue (bias, activation, residual) runs on a
+//! strip of results while it is in the first-level cache.
+
+use std::cell::RefCell;
+
+use rayon::prelude::*;
+
+use super::activation;
+use super::buffer::Buffer;
+use super::microkernel::{MAX_TILE, microkernel};
+
+/// Depth of a packed block: a block of `a` fits the second-level cache, a panel of `b` streams through the first.
+const KC: usize = 512;
+/// Rows of a packed block, in tiles.
+const BLOCK_TILES: usize = 16;
+/// Products below this many multiply-adds run on the calling thread: a hand-over costs several microseconds.
+const PARALLEL_FROM: usize = 200_000;
+
+/// A matrix in someone else's memory: element `(i, j)` is `data[i * row_stride + j * col_stride]`.
+#[derive(Clone, Copy, Debug)]
+pub struct Matrix<'a> {
+    data: &'a [f32],
+    rows: usize,
+    cols: usize,
+    row_stride: usize,
+    col_stride: usize,
+}
+
+impl<'a> Matrix<'a> {
+    /// `rows x cols`, rows contiguous and one after the other.
+    pub fn new(data: &'a [f32], rows: usize, cols: usize) -> Self {
+        Self::strided(data, rows, cols, cols)
+    }
+
+    /// `rows x cols`, rows contiguous and `row_stride` apart.
+    pub fn strided(data: &'a [f32], rows: usize, cols: usize, row_stride: usize) -> Self {
+        assert!(
+            rows == 0 || cols == 0 || (rows - 1) * row_stride + cols <= data.len(),
+            "a {rows} x {cols} matrix with rows {row_stride} apart does not fit {} numbers",
+            data.len()
+        );
+        Self { data, rows, cols, row_stride, col_stride: 1 }
+    }
+
+    /// The transposed matrix, same memory.
+    pub fn t(self) -> Self {
+        Self {
+            data: self.data,
+            rows: self.cols,
+            cols: self.rows,
+            row_stride: self.col_stride,
+            col_stride: self.row_stride,
+        }
+    }
+
+    /// Number of rows.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Number of columns.
+    pub fn cols(&self) -> usize {
+        self.cols
+    }
+}
+
+/// What happens to the results of a product.
+#[derive(Clone, Copy, Debug)]
+pub enum Epilogue<'a> {
+    /// `c = ab`
+    Store,
+    /// `c += ab`
+    Add,
+    /// `c = ab + bias`, `bias`: `[cols]`.
+    Bias(&'a [f32]),
+    /// `c = gelu(ab + bias)`, the exact (erf) form.
+    BiasGelu(&'a [f32]),
+    /// `c += ab + bias`: `c` holds the residual.
+    BiasAdd(&'a [f32]),
+}
+
+impl Epilogue<'_> {
+    fn accumulates(self) -> bool {
+        matches!(self, Self::Add | Self::BiasAdd(_))
+    }
+}
+
+/// The right-hand side of a product, `[k, n]`, in panels of a tile's width: panel `p` is `[k][NR]`.
+#[derive(Clone, Default)]
+pub struct Packed {
+    data: Buffer,
+    k: usize,
+    n: usize,
+}
+
+impl Packed {
+    /// Empty; fill it with [`Packed::fill`].
+    pub const fn new() -> Self {
+        Self { data: Buffer::new(), k: 0, n: 0 }
+    }
+
+    /// Packs the weight of a linear layer, `[out, in]` row-major as checkpoints store it, to multiply rows of `in`.
+    pub fn from_weight(weight: &[f32], out: usize, input: usize) -> Self {
+        let mut packed = Self::new();
+        packed.fill(Matrix::new(weight, out, input).t());
+        packed
+    }
+
+    /// Packs `b`, reusing the memory.
+    pub fn fill(&mut self, b: Matrix<'_>) {
+        let nr = microkernel().nr;
+        (self.k, self.n) = (b.rows, b.cols);
+        let (k, n) = (b.rows, b.cols);
+        let panels = self.data.resized(k * n.next_multiple_of(nr)).chunks_mut((k * nr).max(1));
+        let one = |(p, panel): (usize, &mut [f32])| pack_panel(b, p * nr, nr, panel);
+        if k * n < PARALLEL_FROM {
+            panels.enumerate().for_each(one);
+        } else {
+            panels.enumerate().par_bridge().for_each(one);
+        }
+    }
+
+    /// Rows of the packed matrix: the depth of the product.
+    pub fn k(&self) -> usize {
+        self.k
+    }
+
+    /// Columns of the packed matrix.
+    pub fn n(&self) -> usize {
+        self.n
+    }
+
+    /// Bytes held.
+    pub fn bytes(&self) -> usize {
+        self.data.len() * size_of::<f32>()
+    }
+}
+
+/// Columns `first..first + nr` of `b` as `[k][nr]`, zero beyond the last.
+fn pack_panel(b: Matrix<'_>, first: usize, nr: usize, panel: &mut [f32]) {
+    let cols = nr.min(b.cols - first);
+    if b.col_stride == 1 {
+        for (i, to) in panel.chunks_exact_mut(nr).enumerate() {
+            let from = &b.data[i * b.row_stride + first..][..cols];
+            to[..cols].copy_from_slice(from);
+            to[cols..].fill(0.0);
+        }
+        return;
+    }
+    if cols < nr {
+        panel.fill(0.0);
+    }
+    // Columns are contiguous: walk them in short runs so that both sides stay in cache.
+    const RUN: usize = 16;
+    for start in (0..b.rows).step_by(RUN) {
+        let end = (start + RUN).min(b.rows);
+        for j in 0..cols {
+            let column = &b.data[(first + j) * b.col_stride..];
+            for i in start..end {
+                panel[i * nr + j] = column[i * b.row_stride];
+            }
+        }
+    }
+}
+
+/// Rows `row..row + rows`, columns `depth..depth + kc` of `a` as `[kc][rows]`.
+fn pack_tile(a: Matrix<'_>, row: usize, rows: usize, depth: usize, kc: usize, to: &mut [f32]) {
+    if a.row_stride == 1 {
+        for (p, to) in to.chunks_exact_mut(rows).enumerate() {
+            to.copy_from_slice(&a.data[(depth + p) * a.col_stride + row..][..rows]);
+        }
+        return;
+    }
+    const RUN: usize = 16;
+    for start in (0..kc).step_by(RUN) {
+        let end = (start + RUN).min(kc);
+        for r in 0..rows {
+            let from = &a.data[(row + r) * a.row_stride + (depth + start) * a.col_stride..];
+            for p in start..end {
+                to[p * rows + r] = from[(p - start) * a.col_stride];
+            }
+        }
+    }
+}
+
+thread_local! {
+    static BLOCK: RefCell<Buffer> = const { RefCell::new(Buffer::new()) };
+}
+
+/// Results of a product, written by several threads at disjoint places.
+#[derive(Clone, Copy)]
+struct Output {
+    data: *mut f32,
+    stride: usize,
+}
+// SAFETY: every task writes its own rows and columns only (see `gemm`).
+unsafe impl Send for Output {}
+// SAFETY: as above.
+unsafe impl Sync for Output {}
+
+/// `c = epilogue(a . b)`, rows of `c` `ldc` apart, in parallel.
+///
+/// `a`: `[m, k]`; `b`: `[k, n]`; `c`: `[m, n]`. The result does not depend on the number of threads, and a row's
+/// result not on the other rows.
+///
+/// # Panics
+/// When shapes disagree.
+pub fn gemm(a: Matrix<'_>, b: &Packed, c: &mut [f32], ldc: usize, epilogue: Epilogue<'_>) {
+    let threads = if a.rows * a.cols * b.n < PARALLEL_FROM { 1 } else { rayon::current_num_threads() };
+    run(a, b, c, ldc, epilogue, threads);
+}
+
+/// As [`gemm`], on the calling thread: for products that are themselves one of many parallel tasks.
+pub fn gemm_here(a: Matrix<'_>, b: &Packed, c: &mut [f32], ldc: usize, epilogue: Epilogue<'_>) {
+    run(a, b, c, ldc, epilogue, 1);
+}
+
+fn run(a: Matrix<'_>, b: &Packed, c: &mut [f32], ldc: usize, epilogue: Epilogue<'_>, threads: usize) {
+    let (m, n) = (a.rows, b.n);
+    assert_eq!(a.cols, b.k, "depths of the operands differ");
+    if m == 0 || n == 0 {
+        return;
+    }
+    assert!(ldc >= n && (m - 1) * ldc + n <= c.len(), "the output does not fit");
+    if let Epilogue::Bias(bias) | Epilogue::BiasGelu(bias) | Epilogue::BiasAdd(bias) = epilogue {
+        assert_eq!(bias.len(), n, "one bias a column");
+    }
+    let kernel = microkernel();
+    let tiles = m.div_ceil(kernel.mr());
+    let panels = n.div_ceil(kernel.nr);
+    let mut row_blocks = tiles.div_ceil(BLOCK_TILES);
+    let mut col_blocks = 1;
+    if threads > 1 {
+        if tiles >= threads * 4 {
+            row_blocks = row_blocks.next_multiple_of(threads);
+        } else {
+            col_blocks = (threads * 2).min(panels);
+        }
+    }
+    let output = Output { data: c.as_mut_ptr(), stride: ldc };
+    let task = |index: usize| {
+        let (i, j) = (index % row_blocks, index / row_blocks);
+        let tiles = i * tiles / row_blocks..(i + 1) * tiles / row_blocks;
+        let panels = j * panels / col_blocks..(j + 1) * panels / col_blocks;
+        BLOCK.with_borrow_mut(|block| {
+            // SAFETY: blocks of tiles and panels are disjoint between tasks, and `c` was checked to hold them.
+            unsafe { run_block(a, b, output, epilogue, tiles, panels, block) };
+        });
+    };
+    let tasks = row_blocks * col_blocks;
+    if threads == 1 || tasks == 1 {
+        (0..tasks).for_each(task);
+    } else {
+        (0..tasks).into_par_iter().with_max_len(1).for_each(task);
+    }
+}
+
+/// One block of tiles (rows) by panels (columns), over the whole depth.
+///
+/// # Safety
+/// `c` holds the block's rows and columns, and nobody else touches them.
+unsafe fn run_block(
+    a: Matrix<'_>,
+    b: &Packed,
+    c: Output,
+    epilogue: Epilogue<'_>,
+    tiles: std::ops::Range<usize>,
+    panels: std::ops::Range<usize>,
+    block: &mut Buffer,
+) {
+    let kernel = microkernel();
+    let (mr, nr) = (kernel.mr(), kernel.nr);
+    let (m, n, k) = (a.rows, b.n, b.k);
+    let first_row = tiles.start * mr;
+    let end_row = (tiles.end * mr).min(m);
+    let mut depth = 0;
+    loop {
+        let kc = KC.min(k - depth);
+        let last = depth + kc == k;
+        let packed = block.resized((end_row - first_row) * kc);
+        for row in (first_row..end_row).step_by(mr) {
+            let rows = mr.min(end_row - row);
+            pack_tile(a, row, rows, depth, kc, &mut packed[(row - first_row) * kc..][..rows * kc]);
+        }
+        let accumulate = depth > 0 || epilogue.accumulates();
+        for panel in panels.clone() {
+            let col = panel * nr;
+            let cols = nr.min(n - col);
+            // The panel's part of this depth.
+            let b_panel = &b.data[panel * nr * k + depth * nr..][..kc * nr];
+            for row in (first_row..end_row).step_by(mr) {
+                let rows = mr.min(end_row - row);
+                let a_tile = packed[(row - first_row) * kc..].as_ptr();
+                let tile = kernel.tiles[rows - 1];
+                // SAFETY: the operands are packed for `kc`; `c` holds the tile (a partial one goes through a
+                // temporary tile of full width).
+                unsafe {
+                    let to = c.data.add(row * c.stride + col);
+                    if cols == nr {
+                        tile(kc, a_tile, b_panel.as_ptr(), to, c.stride, accumulate);
+                    } else {
+                        let mut whole = [0.0_f32; MAX_TILE];
+                        tile(kc, a_tile, b_panel.as_ptr(), whole.as_mut_ptr(), nr, false);
+                        for r in 0..rows {
+                            let to = std::slice::from_raw_parts_mut(to.add(r * c.stride), cols);
+                            for (to, &sum) in to.iter_mut().zip(&whole[r * nr..]) {
+                                *to = if accumulate { *to + sum } else { sum };
+                            }
+                        }
+                    }
+                }
+            }
+            if last {
+                for row in first_row..end_row {
+                    // SAFETY: part of this task's block.
+                    let strip = unsafe {
+                        std::slice::from_raw_parts_mut(c.data.add(row * c.stride + col), cols)
+                    };
+                    match epilogue {
+                        Epilogue::Store | Epilogue::Add => break,
+                        Epilogue::Bias(bias) | Epilogue::BiasAdd(bias) => {
+                            activation::add(strip, &bias[col..][..cols]);
+                        }
+                        Epilogue::BiasGelu(bias) => activation::bias_gelu(strip, &bias[col..][..cols]),
+                    }
+                }
+            }
+        }
+        depth += kc;
+        if last {
+            break;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernels::reference::{filled, gelu_erf};
+
+    fn product(a: Matrix<'_>, b: Matrix<'_>, i: usize, j: usize) -> f64 {
+        (0..a.cols)
+            .map(|p| {
+                f64::from(a.data[i * a.row_stride + p * a.col_stride])
+                    * f64::from(b.data[p * b.row_stride + j * b.col_stride])
+            })
+            .sum()
+    }
+
+    #[test]
+    fn products_of_all_shapes_strides_and_epilogues() {
+        let shapes = [(1, 1, 1), (3, 7, 5), (14, 32, 32), (15, 600, 33), (29, 64, 100), (130, 520, 70), (5, 1030, 7)];
+        for (m, k, n) in shapes {
+            for transposed in [false, true] {
+                let a_data = filled(m * k, 1);
+                let b_data = filled(k * n, 2);
+                let a = if transposed { Matrix::new(&a_data, k, m).t() } else { Matrix::new(&a_data, m, k) };
+                let b = if transposed { Matrix::new(&b_data, n, k).t() } else { Matrix::new(&b_data, k, n) };
+                let mut packed = Packed::new();
+                packed.fill(b);
+                let bias = filled(n, 3);
+                let ldc = n + 3;
+                for epilogue in [
+                    Epilogue::Store,
+                    Epilogue::Add,
+                    Epilogue::Bias(&bias),
+                    Epilogue::BiasGelu(&bias),
+                    Epilogue::BiasAdd(&bias),
+                ] {
+                    let before = filled(m * ldc, 4);
+                    let mut c = before.clone();
+                    gemm(a, &packed, &mut c, ldc, epilogue);
+                    let mut here = before.clone();
+                    gemm_here(a, &packed, &mut here, ldc, epilogue);
+                    assert_eq!(c, here, "threads change a product");
+                    for i in 0..m {
+                        for j in 0..ldc {
+                            let old = f64::from(before[i * ldc + j]);
+                            let expected = if j >= n {
+                                old
+                            } else {
+                                let ab = product(a, b, i, j);
+                                let bias = f64::from(bias[j]);
+                                match epilogue {
+                                    Epilogue::Store => ab,
+                                    Epilogue::Add => old + ab,
+                                    Epilogue::Bias(_) => ab + bias,
+                                    Epilogue::BiasGelu(_) => gelu_erf(ab + bias),
+                                    Epilogue::BiasAdd(_) => old + ab + bias,
+                                }
+                            };
+                            let got = f64::from(c[i * ldc + j]);
+                            assert!(
+                                (got - expected).abs() < 3e-6 * (k as f64).sqrt().max(1.0),
+                                "{m}x{k}x{n} {epilogue:?} ({i}, {j}): {got} not {expected}"
+                            );
+                        }
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,18 @@
+//! The numbers' inner loops, shared by the models of this backend: matrix products ([`gemm()`]), elementwise
+//! functions ([`activation`]), reductions over rows ([`rowwise`]) and reusable memory ([`Buffer`]).
+//!
+//! Everything is f32 over slices, picks AVX-512, AVX2 or portable code at run time ([`simd`]), and gives results
+//! that depend neither on the number of threads nor on the other rows of a batch. Each kernel has a plain form
+//! beside it in the tests.
+
+pub mod activation;
+mod buffer;
+mod gemm;
+mod microkernel;
+#[cfg(test)]
+pub(crate) mod reference;
+pub mod rowwise;
+pub mod simd;
+
+pub use buffer::Buffer;
+pub use gemm::{Epilogue, Matrix, Packed, gemm, gemm_here};

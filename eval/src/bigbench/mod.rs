@@ -1,15 +1,18 @@
 //! BIG-bench tasks as rows: the data folder of a benchmark run, made from the benchmark's own sources.
 //!
 //! [`import`] opens the sources ([`source`]: an archive read once from front to back, or a folder), hands each
-//! `task.json` of a wanted subset to [`task`], which keeps the examples and their prefixes, lets [`split`] shuffle and
-//! cut them as the published copy of the benchmark was cut ([`mersenne`] draws the same numbers), and writes the files
-//! ([`folder`]). [`inspect`] reads such a folder back and says what is wrong with it.
+//! `task.json` of a wanted subset to [`task`], which keeps its prefixes and sets its examples aside on disk ([`spool`]),
+//! joins the parts of a task ([`gathered`]), lets [`split`] cut the shuffled examples as the published copy of the benchmark was cut ([`mersenne`] draws the same
+//! numbers), and writes the files. [`inspect`] reads such a folder back and says what is wrong with it.
 
+mod archive;
 mod folder;
+mod gathered;
 mod import;
 mod mersenne;
 mod source;
 mod split;
+mod spool;
 mod task;
 
 pub use folder::{DataFolder, FolderError, SubsetFiles, inspect, split_file};

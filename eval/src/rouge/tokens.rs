@@ -146,7 +146,7 @@ mod tests {
     #[test]
     fn only_ascii_letters_and_digits_make_words() {
         assert_eq!(words("b a-b\tA,é1 a1é"), [0, 1, 0, 1, 2, 3]);
-        assert_eq!(words("  ü — 漢 "), []);
+        assert!(words("  ü — 漢 ").is_empty());
         assert_eq!(words("\u{212a}elvin kelvin"), [0, 0], "the Kelvin sign is a k");
         assert_eq!(words("d\u{130}e di e"), [0, 1, 0, 1], "a dotted capital I is an i that ends the word");
         assert_eq!(words("skies sky SKY"), [0, 0, 0]);

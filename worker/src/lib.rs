@@ -1,1 +1,34 @@
-//! Under construction.
+//! A worker: takes shards from the coordinator, answers online calls, computes both with the same backends.
+//!
+//! [`start`] (`service.rs`) opens the backends, takes a directory of its own below the cache directory, and runs two
+//! things side by side. The [`session`] with the coordinator receives leases; for each, [`artifacts`] fetches the
+//! inputs, [`execution`] runs the task on a blocking thread, [`artifacts`] uploads the outputs, and the session
+//! completes the shard. The [`inference`] service queues online calls for each model.
+//!
+//! Both end in [`compute`], where texts become numbers: [`tokenization`] encodes rows as transformers does,
+//! [`batching`] packs them by token budget, and the backend is called through [`residency`], which keeps loaded models
+//! within a memory budget. [`models`] finds a model's files, [`engine`] says which backend runs them.
+//!
+//! The program `cappy-worker` runs one such worker in a child process for each device, under the [`supervisor`].
+
+pub mod artifacts;
+pub mod batching;
+pub mod checkpoint;
+pub mod compute;
+mod config;
+pub mod engine;
+pub mod execution;
+pub mod inference;
+pub mod models;
+pub mod residency;
+mod service;
+pub mod session;
+pub mod settings;
+pub mod supervisor;
+pub mod tokenization;
+
+pub use config::{
+    Backends, Config, DEFAULT_CACHE_BYTES, DEFAULT_CHECKPOINT_INTERVAL, DEFAULT_QUEUE, DEFAULT_SLOTS,
+    host_name, machine_memory,
+};
+pub use service::{Handle, StartError, start};

@@ -1,0 +1,8 @@
+//! Artifacts on this machine: a bounded cache by content ([`cache`]), and the way to and from the coordinator
+//! ([`transfer`]).
+
+mod cache;
+mod transfer;
+
+pub use cache::{ArtifactCache, CachedFile};
+pub use transfer::{TransferError, fetch, upload};

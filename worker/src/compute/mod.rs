@@ -1,0 +1,67 @@
+//! The numbers of a call: texts in, scores, responses and likelihoods out. Shards and the inference service both
+//! come here; what they add is where rows come from and where results go.
+
+mod generate;
+mod likelihood;
+mod score;
+
+use cappy_plugin_abi::{Control, Failure, TokenRows};
+
+pub use generate::{Decodings, GeneratedRows, GenerationInput, Sample, generate};
+pub use likelihood::{LikelihoodInput, Likelihoods, log_likelihoods};
+pub use score::{ScoreInput, ScoredRows, score};
+
+use crate::{
+    batching::Budget,
+    tokenization::{EncodedRow, TokenizationError},
+};
+
+/// Tokens kept of a pair or source when nothing is said.
+pub const DEFAULT_MAX_TOKENS: usize = 512;
+
+/// Tokens kept of a response whose likelihood is computed, the end token included.
+pub const DEFAULT_MAX_TARGET_TOKENS: usize = 64;
+
+/// How large the batches of each kind of call are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Budgets {
+    /// Pairs of one scorer call.
+    pub score: Budget,
+    /// Sources of one generator call; each is decoded many times over.
+    pub generate: Budget,
+}
+
+impl Default for Budgets {
+    fn default() -> Self {
+        Self { score: Budget { tokens: 8192, rows: 1024 }, generate: Budget { tokens: 4096, rows: 32 } }
+    }
+}
+
+/// The limit in force: what was asked for (0: the default), and no more than the model takes (0: any).
+fn token_limit(asked: u32, default: usize, model: u32) -> usize {
+    let asked = if asked == 0 { default } else { asked as usize };
+    if model == 0 { asked } else { asked.min(model as usize) }
+}
+
+/// Passes cancellation on to a backend; the caller reports progress itself, in its own units.
+struct Quiet<'a>(&'a dyn Control);
+
+impl Control for Quiet<'_> {
+    fn cancelled(&self) -> bool {
+        self.0.cancelled()
+    }
+    fn progress(&self, _done: u64, _total: u64) {}
+}
+
+fn check_cancelled(control: &dyn Control) -> Result<(), Failure> {
+    if control.cancelled() { Err(Failure::cancelled("cancelled")) } else { Ok(()) }
+}
+
+fn refused(row: u64, error: TokenizationError) -> Failure {
+    Failure::invalid_argument(format!("row {row}: {error}"))
+}
+
+fn push(rows: &mut TokenRows, row: &EncodedRow) {
+    rows.push(&row.ids);
+    rows.type_ids.extend_from_slice(&row.type_ids);
+}

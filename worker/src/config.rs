@@ -1,0 +1,117 @@
+//! What a worker needs to know; every default is named here.
+
+use std::{fs, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+
+use cappy_hub::HubSettings;
+use cappy_plugin_abi::Backend;
+
+use crate::compute::Budgets;
+
+/// Shards that run at once on a CPU: while one computes, the other tokenizes, reads or writes.
+pub const DEFAULT_SLOTS: u32 = 2;
+
+/// Bytes of artifacts kept on disk.
+pub const DEFAULT_CACHE_BYTES: u64 = 20 * 1024 * 1024 * 1024;
+
+/// Online calls that wait for each model.
+pub const DEFAULT_QUEUE: usize = 128;
+
+/// Between two checkpoints of a training run.
+pub const DEFAULT_CHECKPOINT_INTERVAL: Duration = Duration::from_secs(120);
+
+/// Share of the machine's memory for weights and training runs, in percent.
+const MEMORY_SHARE_PERCENT: u64 = 75;
+
+/// Where the machine does not say how much memory it has.
+const FALLBACK_MEMORY_BYTES: u64 = 8 * 1024 * 1024 * 1024;
+
+/// Where backends come from.
+#[derive(Clone)]
+pub enum Backends {
+    /// Linked into this program, in order of preference (`cappy_plugin_host::builtin` makes them).
+    Builtin(Vec<Arc<dyn Backend>>),
+    /// Libraries of a directory.
+    PluginPath(PathBuf),
+}
+
+/// A worker.
+#[derive(Clone)]
+pub struct Config {
+    /// `http://host:port`; `None`: only the inference service runs.
+    pub coordinator: Option<String>,
+    /// For lists: the host, by default.
+    pub name: String,
+    /// What computes.
+    pub backends: Backends,
+    /// `cpu`, `cuda:0`.
+    pub device: String,
+    /// `auto`, `f32`, `bf16`, `int8`: where a job says `auto`.
+    pub dtype: String,
+    /// Shards at once.
+    pub slots: u32,
+    /// Where the inference service listens; `None`: nowhere.
+    pub inference_listen: Option<SocketAddr>,
+    /// Artifacts, checkpoints, scratch files.
+    pub cache_dir: PathBuf,
+    /// Of artifacts on disk.
+    pub cache_bytes: u64,
+    /// Of weights in memory, and of training runs.
+    pub memory_bytes: u64,
+    /// Online calls that wait for each model.
+    pub queue: usize,
+    /// Between two checkpoints of a training run.
+    pub checkpoint_interval: Duration,
+    /// Sizes of batches.
+    pub budgets: Budgets,
+    /// Where models are found.
+    pub hub: HubSettings,
+}
+
+impl Config {
+    /// A worker on the CPU with every default.
+    pub fn new(backends: Backends, cache_dir: PathBuf, hub: HubSettings) -> Self {
+        Self {
+            coordinator: None,
+            name: host_name(),
+            backends,
+            device: "cpu".to_owned(),
+            dtype: "auto".to_owned(),
+            slots: DEFAULT_SLOTS,
+            inference_listen: None,
+            cache_dir,
+            cache_bytes: DEFAULT_CACHE_BYTES,
+            memory_bytes: machine_memory() / 100 * MEMORY_SHARE_PERCENT,
+            queue: DEFAULT_QUEUE,
+            checkpoint_interval: DEFAULT_CHECKPOINT_INTERVAL,
+            budgets: Budgets::default(),
+            hub,
+        }
+    }
+}
+
+/// The machine's name, as far as it has one.
+pub fn host_name() -> String {
+    let read = |path| fs::read_to_string(path).ok();
+    read("/proc/sys/kernel/hostname")
+        .or_else(|| read("/etc/hostname"))
+        .or_else(|| std::env::var("HOSTNAME").ok())
+        .map(|name| name.trim().to_owned())
+        .filter(|name| !name.is_empty())
+        .unwrap_or_else(|| "worker".to_owned())
+}
+
+/// Bytes of memory: the machine's, or less where a control group says so.
+pub fn machine_memory() -> u64 {
+    let total = fs::read_to_string("/proc/meminfo").ok().and_then(|text| {
+        let line = text.lines().find(|line| line.starts_with("MemTotal:"))?;
+        Some(line.split_whitespace().nth(1)?.parse::<u64>().ok()? * 1024)
+    });
+    let group = ["/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"]
+        .iter()
+        .find_map(|path| fs::read_to_string(path).ok()?.trim().parse::<u64>().ok());
+    match (total, group) {
+        (Some(total), Some(group)) => total.min(group),
+        (Some(bytes), None) | (None, Some(bytes)) => bytes,
+        (None, None) => FALLBACK_MEMORY_BYTES,
+    }
+}

@@ -1,0 +1,87 @@
+//! All decodings of a slice of rows, in the seed's `flan_samples` shape.
+
+use std::{
+    fs::File,
+    io::{BufWriter, Write as _},
+};
+
+use cappy_plugin_abi::random::{fold, key_of};
+use cappy_proto::v1;
+use serde_json::{Map, Value};
+
+use super::{
+    Attempt, ExecutionError, Outcome,
+    rows::{RowReader, text},
+};
+use crate::{
+    compute::{self, Decodings, GenerationInput, Sample},
+    engine::{Choice, Engine},
+    settings::decodings,
+};
+
+/// Rows that are tokenized and sorted together.
+const WINDOW_ROWS: usize = 256;
+
+pub fn run(
+    engine: &Engine,
+    task: &v1::GenerateTask,
+    choice: Choice<'_>,
+    attempt: &Attempt<'_>,
+) -> Result<Outcome, ExecutionError> {
+    let total = task.row_end.saturating_sub(task.row_start);
+    let settings = task.settings.as_ref().ok_or_else(|| {
+        ExecutionError::permanent("invalid_argument", "the task has no generation settings")
+    })?;
+    let decodings = decodings(settings)?;
+    attempt.progress.set(0, total, "loading the generator");
+    let generator = engine.generator(task.model.as_ref(), choice, attempt)?;
+    attempt.progress.set(0, total, "generating");
+
+    let path = attempt.scratch.join("rows.jsonl");
+    let written = |error| ExecutionError::disk("write the generated rows", &error);
+    let mut output = BufWriter::new(File::create(&path).map_err(written)?);
+    let mut reader = RowReader::new(attempt.files(&task.input)?);
+    reader.skip_to(task.row_start)?;
+    let namespace = key_of(&task.row_namespace);
+    let mut stats = v1::ShardStats::default();
+    while stats.rows < total {
+        let (first_row, mut rows) = reader.window(WINDOW_ROWS, task.row_end)?;
+        let instructions: Vec<String> = (first_row..)
+            .zip(&rows)
+            .map(|(index, row)| text(index, row, "instruction").map(str::to_owned))
+            .collect::<Result<_, _>>()?;
+        let row_keys: Vec<u64> = (first_row..).take(rows.len()).map(|index| fold(namespace, index)).collect();
+        let window = attempt.progress.window(stats.rows, rows.len() as u64, total);
+        let input = GenerationInput {
+            instructions: &instructions,
+            row_keys: &row_keys,
+            first_row,
+            log_likelihood: task.log_likelihood,
+        };
+        let generated = compute::generate(&generator, input, &decodings, engine.budgets.generate, &window)?;
+        for (row, samples) in rows.iter_mut().zip(&generated.rows) {
+            row.insert("flan_samples".to_owned(), flan_samples(&decodings, samples));
+            serde_json::to_writer(&mut output, row).map_err(|error| written(error.into()))?;
+            output.write_all(b"\n").map_err(written)?;
+        }
+        stats.rows += rows.len() as u64;
+        stats.tokens += generated.input_tokens + generated.output_tokens;
+        stats.truncated_rows += generated.truncated;
+    }
+    output.flush().map_err(written)?;
+    Ok(Outcome { outputs: vec![("rows.jsonl".to_owned(), path)], stats, ..Outcome::default() })
+}
+
+fn flan_samples(decodings: &Decodings, samples: &[Vec<Sample>]) -> Value {
+    let sample = |sample: &Sample| {
+        let mut object = Map::new();
+        object.insert("response".to_owned(), sample.response.as_str().into());
+        if let Some((sum, mean)) = sample.log_likelihood {
+            object.insert("log_likelihood_sum".to_owned(), sum.into());
+            object.insert("log_likelihood_mean".to_owned(), mean.into());
+        }
+        Value::Object(object)
+    };
+    let lists = samples.iter().map(|samples| Value::Array(samples.iter().map(sample).collect()));
+    Value::Object(decodings.names.iter().cloned().zip(lists).collect())
+}

@@ -1,0 +1,45 @@
+//! Failures as gRPC statuses with details for programs.
+
+use std::time::Duration;
+
+use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, StatusExt as _};
+
+use crate::execution::ExecutionError;
+
+/// When a full queue is worth another try.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+
+/// A request that is wrong, by field.
+pub fn invalid(field: &str, reason: impl Into<String>) -> Status {
+    let reason = reason.into();
+    let details = ErrorDetails::with_bad_request_violation(field, reason.clone());
+    Status::with_error_details(Code::InvalidArgument, format!("`{field}`: {reason}"), details)
+}
+
+/// Too many wait already.
+pub fn busy(what: &str) -> Status {
+    let details = ErrorDetails::with_retry_info(Some(RETRY_AFTER));
+    Status::with_error_details(Code::ResourceExhausted, format!("{what}: try again in a second"), details)
+}
+
+/// The call was dropped before it was answered: the process ends, or the call met a defect that the log tells.
+pub fn abandoned() -> Status {
+    Status::unavailable("the worker gave the call up: try again, or another worker")
+}
+
+impl From<ExecutionError> for Status {
+    fn from(error: ExecutionError) -> Self {
+        let code = match error.code {
+            "invalid_argument" => return invalid("rows", error.message),
+            "not_found" => Code::NotFound,
+            "bad_model" | "unsupported" | "permission_denied" | "model_differs" => Code::FailedPrecondition,
+            "out_of_memory" => Code::ResourceExhausted,
+            "unavailable" => Code::Unavailable,
+            "cancelled" => Code::Cancelled,
+            _ => Code::Internal,
+        };
+        let details = ErrorDetails::with_error_info(error.code, "cappy", [] as [(String, String); 0]);
+        Status::with_error_details(code, error.message, details)
+    }
+}

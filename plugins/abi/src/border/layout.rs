@@ -1,7 +1,7 @@
 //! What may cross the border, and a hash of how it is laid out.
 //!
 //! [`Crossing`] is implemented for a few primitives, for pointers to what crosses, for C functions whose arguments
-//! and result cross, and for structs declared with [`crossing!`], whose fields must all cross. So the layout of the
+//! and result cross, and for structs declared with `crossing!`, whose fields must all cross. So the layout of the
 //! factory's type covers, by construction, every struct, field and signature that can be reached through it.
 
 use std::ffi::c_void;

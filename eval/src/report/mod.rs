@@ -13,7 +13,7 @@ mod table;
 use indexmap::IndexMap;
 
 pub use build::{methods_table, overall_interval, scores_table};
-pub use load::{LoadReportError, LoadedResults, baselines_from_generations, load_results};
+pub use load::{LoadReportError, LoadedResults, SkippedFile, baselines_from_generations, load_results};
 pub use table::{Cell, Table, TableRow};
 
 use crate::selection::SubsetResult;

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::io::{self, BufRead};
 use std::marker::PhantomData;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde::de::DeserializeOwned;
 
@@ -279,14 +279,4 @@ fn quote_python_constants(text: &str) -> Option<String> {
     }
     quoted.push_str(&text[copied..]);
     Some(quoted)
-}
-
-impl ReadError {
-    /// The file that the error is about.
-    pub fn path(&self) -> PathBuf {
-        match self {
-            Self::Bad(bad) => PathBuf::from(&bad.source_name),
-            Self::Io { source_name, .. } => PathBuf::from(source_name),
-        }
-    }
 }

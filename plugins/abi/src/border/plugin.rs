@@ -57,7 +57,9 @@ fn message_of(payload: &(dyn Any + Send)) -> String {
 
 /// Drops what may panic while it is dropped; the panic hook has told, nothing else can be done.
 fn dispose<T>(value: T) {
-    if let Err(payload) = catch_unwind(AssertUnwindSafe(move || drop(value))) {
+    let Err(payload) = catch_unwind(AssertUnwindSafe(move || drop(value))) else { return };
+    // The payload may do the same. Its own payload is let go, lest this go on for ever.
+    if let Err(payload) = catch_unwind(AssertUnwindSafe(move || drop(payload))) {
         std::mem::forget(payload);
     }
 }

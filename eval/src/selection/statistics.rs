@@ -68,7 +68,7 @@ fn ranks(values: &[f64]) -> Vec<f64> {
 mod tests {
     use super::*;
 
-    /// Expected values are scipy's `spearmanr`.
+    /// Expected values follow from the ranks by hand.
     #[test]
     fn spearman_shares_ranks_between_ties() {
         let rho = |x: &[f64], y: &[f64]| spearman(x.iter().copied(), y.iter().copied());

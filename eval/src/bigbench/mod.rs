@@ -1,9 +1,10 @@
 //! BIG-bench tasks as rows: the data folder of a benchmark run, made from the benchmark's own sources.
 //!
-//! [`import`] opens the sources ([`source`]: an archive read once from front to back, or a folder), hands each
-//! `task.json` of a wanted subset to [`task`], which keeps its prefixes and sets its examples aside on disk ([`spool`]),
-//! joins the parts of a task ([`gathered`]), lets [`split`] cut the shuffled examples as the published copy of the benchmark was cut ([`mersenne`] draws the same
-//! numbers), and writes the files. [`inspect`] reads such a folder back and says what is wrong with it.
+//! [`import`] opens the sources (`source.rs`; an `archive.rs` is read once from front to back) and hands each
+//! `task.json` of a wanted subset to `task.rs`, which keeps its prefixes and sets its examples aside on disk
+//! (`spool.rs`). `gathered.rs` joins the parts of a task once all of them came in, `split.rs` cuts the shuffled
+//! examples as the published copy of the benchmark was cut (`mersenne.rs` draws the same numbers), and the files are
+//! written. [`inspect`] reads such a folder back and says what is wrong with it.
 
 mod archive;
 mod folder;

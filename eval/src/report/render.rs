@@ -28,7 +28,7 @@ pub fn text(table: &Table) -> String {
         out.push_str(&line(cells));
     }
     for (at, note) in table.notes.iter().enumerate() {
-        let _ = write!(out, "{}{note}\n", if at == 0 { "\n" } else { "" });
+        let _ = writeln!(out, "{}{note}", if at == 0 { "\n" } else { "" });
     }
     out
 }
@@ -55,7 +55,7 @@ pub fn markdown(table: &Table) -> String {
         out.push('\n');
     }
     for (at, note) in table.notes.iter().enumerate() {
-        let _ = write!(out, "{}- {note}\n", if at == 0 { "\n" } else { "" });
+        let _ = writeln!(out, "{}- {note}", if at == 0 { "\n" } else { "" });
     }
     out
 }

@@ -1,6 +1,6 @@
 //! ROUGE-L of a response against references, as the `rouge_score` package computes it with stemming, to the last bit.
 //!
-//! [`tokens`] cuts a text into words, [`porter`] stems them, [`lcs`] measures the longest common subsequence, and
+//! `tokens.rs` cuts a text into words, [`porter`] stems them, [`lcs`] measures the longest common subsequence, and
 //! [`RougeScorer`] puts them together, keeping the stems of the words it has seen. [`rows`] is the same over a file.
 
 pub mod lcs;

@@ -87,6 +87,18 @@ pub enum CheckError {
     /// There is nothing in the files.
     #[error("the weights hold no tensors: download the model again")]
     NoTensors,
+    /// A cached file is not what its name in the cache says.
+    #[error(
+        "`{file}` is damaged: its SHA-256 is {found}, the hub announced {announced}; remove it from the cache and pull the model again"
+    )]
+    Damaged {
+        /// Relative to the directory.
+        file: String,
+        /// Of its content.
+        found: String,
+        /// Its name in the cache.
+        announced: String,
+    },
     /// The embedding has another number of rows than the configuration says.
     #[error(
         "`config.json` says vocab_size {vocab_size}, the embedding `{tensor}` has {rows} rows: they belong to different models"

@@ -9,6 +9,7 @@ use crate::check::check_ready;
 use crate::config::{CONFIG_FILE, ModelConfig};
 use crate::error::{Problem, While};
 use crate::fingerprint::Fingerprints;
+use crate::progress::Progress;
 use crate::tokenizer::{SETTINGS_FILES, TOKENIZER_FILE, TokenizerSource};
 use crate::weights::{WeightFiles, WeightFormat};
 use crate::{flax, pickle};
@@ -24,6 +25,7 @@ pub(crate) fn derive(
     config: &ModelConfig,
     weights: &WeightFiles,
     tokenizer: TokenizerSource,
+    progress: &dyn Progress,
 ) -> Result<PathBuf, Problem> {
     let mut inputs = vec![CONFIG_FILE];
     inputs.extend(tokenizer.vocabulary_files());
@@ -51,6 +53,10 @@ pub(crate) fn derive(
             fs::remove_dir_all(stale).trying(|| format!("remove {}", stale.display()))?;
         }
     }
+    progress.note(&match weights.format {
+        WeightFormat::Safetensors => "building tokenizer.json, once".to_owned(),
+        _ => format!("converting {} to safetensors, once", weights.files.join(", ")),
+    });
     fs::create_dir(&making).trying(|| format!("make {}", making.display()))?;
     let made = fill(&making, source, config, weights, tokenizer).and_then(|()| check_ready(&making));
     if let Err(problem) = made {

@@ -66,6 +66,14 @@ impl Fingerprints {
         Ok(hash)
     }
 
+    /// Like [`Fingerprints::of_file`], but reads the file even if its hash is remembered.
+    ///
+    /// # Errors
+    /// When the file cannot be read.
+    pub fn of_file_anew(path: &Path) -> io::Result<String> {
+        sha256(&mut File::open(path)?)
+    }
+
     fn remember(&self, memory: &Path, hash: &str) -> io::Result<()> {
         std::fs::create_dir_all(&self.remembered)?;
         let mut file = tempfile::NamedTempFile::new_in(&self.remembered)?;

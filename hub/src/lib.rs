@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod cache;
+mod cached;
 pub mod check;
 pub mod config;
 mod demo;
@@ -18,7 +19,9 @@ mod resolve;
 mod settings;
 pub mod tokenizer;
 pub mod weights;
+mod writer;
 
+pub use cached::{CachedModel, VerifiedFile};
 pub use config::Architecture;
 pub use error::{ErrorKind, Problem, ResolveError};
 pub use fingerprint::Fingerprints;

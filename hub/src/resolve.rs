@@ -2,12 +2,12 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::cache::{RepoCache, Snapshot};
+use crate::cache::{RepoCache, Snapshot, is_commit};
 use crate::check::{CheckError, check_ready};
 use crate::config::{Architecture, CONFIG_FILE, read_config};
 use crate::demo;
 use crate::derived::derive;
-use crate::download::DownloadError;
+use crate::download::{DownloadError, download};
 use crate::error::{Problem, ResolveError, While};
 use crate::fingerprint::Fingerprints;
 use crate::name::{DEMO, ModelName, Role};
@@ -94,77 +94,101 @@ impl Hub {
         role: Role,
         progress: &dyn Progress,
     ) -> Result<ResolvedModel, ResolveError> {
-        self.find(name, role, progress, false)
-            .and_then(|(dir, origin)| self.ready(name, role, &dir, origin, progress))
-            .map_err(|problem| named(name, problem))
+        self.obtain(name, Some(role), progress, false)
     }
 
-    /// Like [`Hub::resolve`], but asks the hub whether the branch or tag has moved on.
+    /// Like [`Hub::resolve`], but asks the hub whether the branch or tag has moved on. Without a role, the model's
+    /// architecture decides (for the demo: its generator).
     ///
     /// # Errors
     /// As [`Hub::resolve`].
     pub fn pull(
         &self,
         name: &str,
-        role: Role,
+        role: Option<Role>,
         progress: &dyn Progress,
     ) -> Result<ResolvedModel, ResolveError> {
-        self.find(name, role, progress, true)
+        self.obtain(name, role, progress, !self.settings.offline)
+    }
+
+    /// Like [`Hub::resolve`], whatever the model is for: its files end up as safetensors with a `tokenizer.json`.
+    ///
+    /// # Errors
+    /// As [`Hub::resolve`].
+    pub fn convert(&self, name: &str, progress: &dyn Progress) -> Result<ResolvedModel, ResolveError> {
+        self.obtain(name, None, progress, false)
+    }
+
+    fn obtain(
+        &self,
+        name: &str,
+        role: Option<Role>,
+        progress: &dyn Progress,
+        refresh: bool,
+    ) -> Result<ResolvedModel, ResolveError> {
+        self.find(name, role, progress, refresh)
             .and_then(|(dir, origin)| self.ready(name, role, &dir, origin, progress))
-            .map_err(|problem| named(name, problem))
+            .map_err(|problem| ResolveError { model: name.to_owned(), problem })
     }
 
     /// The directory of the model's files as they were published.
     pub(crate) fn find(
         &self,
         name: &str,
-        role: Role,
+        role: Option<Role>,
         progress: &dyn Progress,
         refresh: bool,
     ) -> Result<(PathBuf, Origin), Problem> {
         match ModelName::parse(name)? {
             ModelName::Directory(dir) => Ok((dir, Origin::Directory)),
-            ModelName::Demo => demo::materialise(&self.settings.models_dir(), role)
-                .map(|dir| (dir, Origin::Demo))
-                .trying(|| format!("write the {DEMO} model to {}", self.settings.models_dir().display())),
+            ModelName::Demo => {
+                demo::materialise(&self.settings.models_dir(), role.unwrap_or(Role::Generator))
+                    .map(|dir| (dir, Origin::Demo))
+                    .trying(|| format!("write the {DEMO} model to {}", self.settings.models_dir().display()))
+            }
             ModelName::Hub { repo, revision } => {
-                let snapshot = self.snapshot(&repo, &revision, progress, refresh)?;
+                let snapshot = self.snapshot(&repo, &revision, role, progress, refresh)?;
                 Ok((snapshot.dir, Origin::Hub { repo, commit: snapshot.commit }))
             }
         }
     }
 
+    /// A cached snapshot if it is whole (and need not be the newest), else one that is downloaded now.
     fn snapshot(
         &self,
         repo: &str,
         revision: &str,
+        role: Option<Role>,
         progress: &dyn Progress,
         refresh: bool,
     ) -> Result<Snapshot, Problem> {
-        let _ = (progress, refresh);
-        let cache = RepoCache::new(&self.settings.cache_dir, repo);
-        let cached = cache.snapshot(revision);
-        let missing = match &cached {
-            Some(snapshot) => incomplete(&snapshot.dir),
-            None => Some(CheckError::Missing { file: CONFIG_FILE.into(), advice: String::new() }),
+        let cached = RepoCache::new(&self.settings.cache_dir, repo).snapshot(revision);
+        let lacks = match cached {
+            None => format!("`{repo}` (revision {revision})"),
+            Some(snapshot) => match incomplete(&snapshot.dir) {
+                None if !refresh || is_commit(revision) => return Ok(snapshot),
+                None => String::new(),
+                Some(CheckError::Missing { file, .. }) => format!("`{file}` of `{repo}`"),
+                Some(other) => return Err(other.into()),
+            },
         };
-        let missing = match (missing, cached) {
-            (None, Some(snapshot)) => return Ok(snapshot),
-            (Some(CheckError::Missing { file, .. }), Some(_)) => format!("`{file}` of `{repo}`"),
-            _ => format!("`{repo}` (revision {revision})"),
-        };
-        Err(DownloadError::Offline { missing, cache: self.settings.cache_dir.display().to_string() }.into())
+        if self.settings.offline {
+            let cache = self.settings.cache_dir.display().to_string();
+            return Err(DownloadError::Offline { missing: lacks, cache }.into());
+        }
+        download(&self.settings, repo, revision, role, progress)
     }
 
     pub(crate) fn ready(
         &self,
         name: &str,
-        role: Role,
+        role: Option<Role>,
         source: &Path,
         origin: Origin,
         progress: &dyn Progress,
     ) -> Result<ResolvedModel, Problem> {
         let config = read_config(source)?;
+        let role = role.unwrap_or(config.architecture.role());
         config.check_role(role)?;
         let weights = find_weights(source)?;
         let tokenizer = TokenizerSource::find(config.architecture, |file| source.join(file).exists())?;
@@ -172,9 +196,8 @@ impl Hub {
         let dir = if as_it_is {
             source.to_owned()
         } else {
-            let _ = progress;
             let converted = self.settings.models_dir().join("converted");
-            derive(&converted, &self.fingerprints, source, &config, &weights, tokenizer)?
+            derive(&converted, &self.fingerprints, source, &config, &weights, tokenizer, progress)?
         };
         let checked = check_ready(&dir)?;
         let mut files = vec![CONFIG_FILE, TOKENIZER_FILE];
@@ -195,10 +218,6 @@ impl Hub {
             origin,
         })
     }
-}
-
-fn named(model: &str, problem: Problem) -> ResolveError {
-    ResolveError { model: model.to_owned(), problem }
 }
 
 /// What a snapshot lacks to be a model, by the presence of files alone.

@@ -3,9 +3,13 @@
 use std::ffi::OsString;
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// The public hub.
 pub const DEFAULT_ENDPOINT: &str = "https://huggingface.co";
+
+/// Pause before the second attempt at something that failed; each further one is twice as long.
+pub const RETRY_PAUSE: Duration = Duration::from_millis(500);
 
 /// A hub token. Never printed.
 #[derive(Clone, PartialEq, Eq)]
@@ -44,6 +48,8 @@ pub struct HubSettings {
     pub token: Option<Token>,
     /// `HF_HUB_OFFLINE`: use what is cached, never the network.
     pub offline: bool,
+    /// [`RETRY_PAUSE`].
+    pub retry_pause: Duration,
 }
 
 /// The environment does not say where models are kept.
@@ -110,6 +116,7 @@ impl HubSettings {
             endpoint: endpoint.trim_end_matches('/').to_owned(),
             token: token.as_deref().and_then(Token::new),
             offline: truthy("HF_HUB_OFFLINE") || truthy("TRANSFORMERS_OFFLINE"),
+            retry_pause: RETRY_PAUSE,
         })
     }
 

@@ -74,17 +74,22 @@ pub(crate) const SETTINGS_FILES: [&str; 3] =
     ["tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"];
 
 impl TokenizerSource {
+    /// What a model of this architecture is published with when there is no `tokenizer.json`.
+    pub fn own(architecture: Architecture) -> Self {
+        match architecture {
+            Architecture::Roberta => Self::ByteLevel,
+            Architecture::Bert => Self::WordPiece,
+            Architecture::T5 => Self::T5,
+            Architecture::XlmRoberta => Self::XlmRoberta,
+        }
+    }
+
     /// What a directory has, by a predicate over file names.
     ///
     /// # Errors
     /// [`CheckError::Missing`] that names what this architecture would need.
     pub fn find(architecture: Architecture, has: impl Fn(&str) -> bool) -> Result<Self, CheckError> {
-        let own = match architecture {
-            Architecture::Roberta => Self::ByteLevel,
-            Architecture::Bert => Self::WordPiece,
-            Architecture::T5 => Self::T5,
-            Architecture::XlmRoberta => Self::XlmRoberta,
-        };
+        let own = Self::own(architecture);
         if has(TOKENIZER_FILE) {
             return Ok(Self::Ready);
         }

@@ -3,6 +3,9 @@
 use cappy_plugin_abi::Failure;
 use serde_json::Value;
 
+/// `model_type` of the configurations.
+pub const ARCHITECTURE: &str = "t5";
+
 /// Nonlinearity of the feed-forward network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Activation {
@@ -60,6 +63,14 @@ impl Config {
     pub fn parse(json: &str) -> Result<Self, Failure> {
         let fields: Value = serde_json::from_str(json)
             .map_err(|e| Failure::bad_model(format!("config.json is not valid json: {e}")))?;
+        match fields["model_type"].as_str() {
+            Some(ARCHITECTURE) | None => {}
+            Some(other) => {
+                return Err(Failure::unsupported(format!(
+                    "`{other}` is not a generator of this backend; it must be {ARCHITECTURE}"
+                )));
+            }
+        }
         let bad = |name: &str, what: &str| Failure::bad_model(format!("config.json: `{name}` {what}"));
         let size = |name: &str, default: usize| match &fields[name] {
             Value::Null => Ok(default),
@@ -155,6 +166,7 @@ mod tests {
         assert_eq!((flan.inner(), flan.num_decoder_layers, flan.gated, flan.tied), (384, 8, true, false));
         for (json, named) in [
             ("{", "json"),
+            (r#"{"model_type": "bart"}"#, "bart"),
             (r#"{"d_model": 0}"#, "d_model"),
             (r#"{"num_heads": "6"}"#, "num_heads"),
             (r#"{"eos_token_id": 40000}"#, "eos_token_id"),

@@ -4,23 +4,21 @@
 //! batch. Finished sequences leave it and waiting rows enter it, so it stays as large as memory allows until the
 //! end. A row's first position is computed once for all its decodings.
 
-use super::beam::{self, Candidate, Origin, Snapshot};
 use super::bias::Bias;
 use super::block::{Model, Run, Scratch, Source, Surroundings};
 use super::history::History;
-use super::sample::{self, Warp};
+use super::sample;
+use super::search::{self, Ask, Choice, Output, Pick, Search};
 use crate::kernels::rowwise;
-use cappy_plugin_abi::{Control, Decoding, Failure, Generated, Method, MinLengthRule, random};
+use cappy_plugin_abi::{Control, Decoding, Failure, Generated};
 use rayon::prelude::*;
 use std::sync::Mutex;
 
-/// Bytes that keys and values of running sequences may take.
-const HISTORY_BYTES: usize = 1 << 30;
 /// Most rows of a block: enough that reading the weights costs little beside the arithmetic, few enough that the
 /// block's activations stay in a core's cache.
-const BLOCK_ROWS: usize = 96;
+const BLOCK_ROWS: usize = 112;
 /// Rows whose logits are held at once.
-const LOGIT_ROWS: usize = 48;
+const LOGIT_ROWS: usize = 56;
 
 /// What one call works on.
 pub struct Batch<'a> {
@@ -32,30 +30,12 @@ pub struct Batch<'a> {
     pub bias: &'a Bias,
     /// What to do with each row.
     pub decodings: &'a [Decoding],
+    /// Bytes that keys and values of running sequences may take.
+    pub history_bytes: usize,
     /// The job's.
     pub seed: u64,
     /// One for each row.
     pub row_keys: &'a [u64],
-}
-
-/// A token and its log-probability under the model's own distribution.
-#[derive(Clone, Copy)]
-struct Pick {
-    token: u32,
-    log_prob: f32,
-}
-
-/// What a search wants to know of a position's distribution.
-struct Ask {
-    forbidden: Option<u32>,
-    choice: Choice,
-}
-
-enum Choice {
-    /// The most probable tokens.
-    Best(usize),
-    /// One token by this uniform number.
-    Draw(Warp, f64),
 }
 
 /// One row of a step.
@@ -69,58 +49,10 @@ struct Position<'a> {
     asks: std::ops::Range<usize>,
 }
 
-/// A running sequence.
-#[derive(Clone, Default)]
-struct Sequence {
-    tokens: Vec<Pick>,
-    /// See [`Position::path`].
-    path: Vec<u32>,
-    /// Sum of log-probabilities; beams only.
-    score: f32,
-}
-
-/// A finished sequence.
-type Output = Vec<Pick>;
-
-/// One decoding of one row: a beam search, or one sample.
-struct Search {
-    row: usize,
-    decoding: usize,
-    sample: u32,
-    start: usize,
-    running: Vec<Sequence>,
-    beams: Option<(Snapshot, Vec<Output>)>,
-    first_ask: usize,
+/// Where a search's rows and answers begin.
+struct Place {
     first_position: usize,
-}
-
-/// Refuses settings that no decoding can follow.
-///
-/// # Errors
-/// `InvalidArgument` that names the decoding by its index.
-pub fn check(decodings: &[Decoding]) -> Result<(), Failure> {
-    for (i, decoding) in decodings.iter().enumerate() {
-        let problem = match decoding.method {
-            Method::Beam { num_beams: 0, .. } => Some("num_beams must be at least 1"),
-            Method::Beam { num_beams, .. } if decoding.num_samples > num_beams => {
-                Some("num_samples must not exceed num_beams")
-            }
-            Method::Beam { length_penalty, .. } if !length_penalty.is_finite() => {
-                Some("length_penalty must be finite")
-            }
-            Method::Sample { temperature, .. } if !(temperature > 0.0 && temperature.is_finite()) => {
-                Some("temperature must be positive")
-            }
-            Method::Sample { top_p, .. } if !(0.0..=1.0).contains(&top_p) => {
-                Some("top_p must be between 0 and 1")
-            }
-            _ => None,
-        };
-        if let Some(problem) = problem {
-            return Err(Failure::invalid_argument(format!("decoding {i}: {problem}")));
-        }
-    }
-    Ok(())
+    first_ask: usize,
 }
 
 impl Batch<'_> {
@@ -140,41 +72,35 @@ impl Batch<'_> {
         let outputs_a_row: usize = self.decodings.iter().map(|d| d.num_samples as usize).sum();
         let mut outputs: Vec<Output> = vec![Output::new(); self.sources.len() * outputs_a_row];
         let longest = self.decodings.iter().map(|d| d.max_length as usize).max().unwrap_or(0);
-        let capacity = HISTORY_BYTES / (position_values * longest.max(1) * size_of::<f32>());
-        let sequences_a_row: usize = self.decodings.iter().map(Self::width).sum();
+        let capacity = self.history_bytes / (position_values * longest.max(1) * size_of::<f32>());
+        let sequences_a_row: usize = self.decodings.iter().map(search::width).sum();
 
         let mut searches: Vec<Search> = Vec::new();
         let (mut waiting, mut step) = (0, 0);
         loop {
             let mut running: usize = searches.iter().map(|s| s.running.len()).sum();
             while waiting < self.sources.len() && (running == 0 || running + sequences_a_row <= capacity) {
-                searches.extend(self.searches_of(waiting, step));
-                waiting += 1;
+                searches.extend(Search::of_row(waiting, self.decodings, step));
                 running += sequences_a_row;
-                if sequences_a_row == 0 {
-                    break;
-                }
+                waiting += 1;
             }
-            let unfinished = {
-                let mut rows: Vec<usize> = searches.iter().map(|s| s.row).collect();
-                rows.dedup();
-                rows.len()
-            };
+            let unfinished = searches.chunk_by(|a, b| a.row == b.row).count();
             control.progress((waiting - unfinished) as u64, self.sources.len() as u64);
             if searches.is_empty() {
-                if waiting == self.sources.len() {
-                    break;
-                }
-                continue;
+                break;
             }
             if control.cancelled() {
                 return Err(Failure::cancelled("generation was cancelled"));
             }
             history.forget_before(searches.iter().map(|s| s.start).min().unwrap_or(step));
-            let picks = self.step(&mut searches, step, history, scratch)?;
+            let (places, answers) = self.step(&searches, step, history, scratch)?;
+            let mut places = places.into_iter();
             searches.retain_mut(|search| {
-                let answers = &picks[search.first_ask..];
-                let Some(finished) = self.advance(search, answers, step) else { return true };
+                let Place { first_position, first_ask } = places.next().expect("one a search");
+                let decoding = &self.decodings[search.decoding];
+                let finished =
+                    search.advance(decoding, config.eos_token, &answers[first_ask..], first_position);
+                let Some(finished) = finished else { return true };
                 let before: usize =
                     self.decodings[..search.decoding].iter().map(|d| d.num_samples as usize).sum();
                 let at = search.row * outputs_a_row + before + search.sample as usize;
@@ -188,116 +114,53 @@ impl Batch<'_> {
         Ok(collect(&outputs))
     }
 
-    /// Sequences of a decoding that run at once.
-    fn width(decoding: &Decoding) -> usize {
-        match decoding.method {
-            Method::Beam { num_beams, .. } => num_beams as usize,
-            Method::Sample { .. } => decoding.num_samples as usize,
-        }
-    }
-
-    fn searches_of(&self, row: usize, start: usize) -> Vec<Search> {
-        let mut made = Vec::new();
-        for (i, decoding) in self.decodings.iter().enumerate() {
-            if decoding.max_length < 2 || decoding.num_samples == 0 {
-                continue;
-            }
-            let new = |sample, running, beams| Search {
-                row,
-                decoding: i,
-                sample,
-                start,
-                running,
-                beams,
-                first_ask: 0,
-                first_position: 0,
-            };
-            match decoding.method {
-                Method::Beam { num_beams, .. } => {
-                    let beams = num_beams as usize;
-                    let mut running = vec![Sequence { score: beam::NOTHING, ..Default::default() }; beams];
-                    running[0].score = 0.0;
-                    made.push(new(0, running, Some((Snapshot::new(beams), vec![Output::new(); beams]))));
-                }
-                Method::Sample { .. } => {
-                    made.extend((0..decoding.num_samples).map(|s| new(s, vec![Sequence::default()], None)));
-                }
-            }
-        }
-        made
-    }
-
-    /// Computes the next position of every running sequence; returns the answers to all asks.
+    /// Computes the next position of every running sequence. Returns for each search its first row and its first
+    /// answer, and the answers.
     fn step(
         &self,
-        searches: &mut [Search],
+        searches: &[Search],
         step: usize,
         history: &mut History,
         scratch: &Mutex<Vec<Scratch>>,
-    ) -> Result<Vec<Vec<Pick>>, Failure> {
-        let mut asks = Vec::new();
-        let mut layout = Vec::with_capacity(searches.len());
-        let mut positions = 0;
-        for (i, search) in searches.iter().enumerate() {
-            layout.push((asks.len(), positions));
-            // All decodings of a row share its first position.
-            let fresh = search.start == step;
-            let shared = fresh && searches.get(i + 1).is_some_and(|next| next.row == search.row);
-            let count = if fresh { 1 } else { search.running.len() };
-            asks.extend((0..count).map(|_| self.ask(search)));
-            positions += if shared { 0 } else { count };
-        }
-        for (search, (first_ask, first_position)) in searches.iter_mut().zip(layout) {
-            (search.first_ask, search.first_position) = (first_ask, first_position);
-        }
-        let mut rows: Vec<Position<'_>> = Vec::with_capacity(positions);
-        for search in searches.iter() {
-            if search.start == step {
-                let end = search.first_ask + 1;
-                if rows.len() > search.first_position {
-                    rows[search.first_position].asks.end = end;
-                } else {
-                    let token = self.model.config.start_token;
-                    let asks = search.first_ask..end;
-                    rows.push(Position { source: search.row, token, start: step, path: &[], asks });
+    ) -> Result<(Vec<Place>, Vec<Vec<Pick>>), Failure> {
+        let config = self.model.config;
+        let mut places = Vec::with_capacity(searches.len());
+        let (mut rows, mut asks) = (Vec::<Position<'_>>::new(), Vec::new());
+        for search in searches {
+            let Search { row: source, start, .. } = *search;
+            let ask = || {
+                let decoding = &self.decodings[search.decoding];
+                search.ask(decoding, config.eos_token, self.seed, self.row_keys[source])
+            };
+            let first_ask = asks.len();
+            if start < step {
+                places.push(Place { first_position: rows.len(), first_ask });
+                for sequence in &search.running {
+                    let token = sequence.tokens.last().expect("it has a first position").token;
+                    let asks_at = asks.len()..asks.len() + 1;
+                    rows.push(Position { source, token, start, path: &sequence.path, asks: asks_at });
+                    asks.push(ask());
                 }
                 continue;
             }
-            for (i, sequence) in search.running.iter().enumerate() {
-                let token = sequence.tokens.last().expect("not the first position").token;
-                let asks = search.first_ask + i..search.first_ask + i + 1;
-                let (source, start) = (search.row, search.start);
-                rows.push(Position { source, token, start, path: &sequence.path, asks });
+            asks.push(ask());
+            // All searches of a source share its first position.
+            match rows.last_mut() {
+                Some(last) if last.start == step && last.source == source => last.asks.end += 1,
+                _ => rows.push(Position {
+                    source,
+                    token: config.start_token,
+                    start,
+                    path: &[],
+                    asks: first_ask..first_ask + 1,
+                }),
             }
+            places.push(Place { first_position: rows.len() - 1, first_ask });
         }
         let mut now = history.buffer(rows.len());
         let answers = self.blocks(&rows, &asks, &mut now, history, scratch);
         history.push(now);
-        answers
-    }
-
-    fn ask(&self, search: &Search) -> Ask {
-        let decoding = &self.decodings[search.decoding];
-        let generated = search.running[0].tokens.len();
-        let length = generated as u32 + 1;
-        let too_short = match decoding.min_length_rule {
-            MinLengthRule::Pytorch => length < decoding.min_length,
-            MinLengthRule::Flax => length <= decoding.min_length,
-        };
-        let choice = match decoding.method {
-            Method::Beam { num_beams, .. } => Choice::Best(2 * num_beams as usize),
-            Method::Sample { temperature, top_k, top_p } => Choice::Draw(
-                Warp { temperature, top_k: top_k as usize, top_p },
-                random::token_draw(
-                    self.seed,
-                    self.row_keys[search.row],
-                    decoding.key,
-                    search.sample,
-                    generated as u32,
-                ),
-            ),
-        };
-        Ask { forbidden: too_short.then_some(self.model.config.eos_token), choice }
+        Ok((places, answers?))
     }
 
     fn blocks(
@@ -373,64 +236,6 @@ impl Batch<'_> {
             }
         }
         Ok(answers)
-    }
-
-    /// Takes a search one token further; returns its outputs once it is over.
-    fn advance(&self, search: &mut Search, answers: &[Vec<Pick>], step: usize) -> Option<Vec<Output>> {
-        let decoding = &self.decodings[search.decoding];
-        let eos = self.model.config.eos_token;
-        let generated = search.running[0].tokens.len();
-        let full = generated + 2 >= decoding.max_length as usize;
-        let Method::Beam { num_beams, length_penalty, early_stopping } = decoding.method else {
-            let sequence = &mut search.running[0];
-            sequence.path.push(search.first_position as u32);
-            sequence.tokens.push(answers[0][0]);
-            return (full || answers[0][0].token == eos).then(|| vec![std::mem::take(&mut sequence.tokens)]);
-        };
-        let fresh = search.start == step;
-        let scored = search.running.iter().enumerate().flat_map(|(beam, sequence)| {
-            let picks = &answers[if fresh { 0 } else { beam }];
-            picks.iter().map(move |pick| ((beam, pick.token), sequence.score + pick.log_prob))
-        });
-        let num_beams = num_beams as usize;
-        let chosen = beam::best(scored.collect(), 2 * num_beams);
-        let candidates: Vec<Candidate> = chosen
-            .iter()
-            .map(|&((_, token), score)| Candidate { score, ends: full || token == eos })
-            .collect();
-        let extended = |candidate: usize| {
-            let (beam, token) = chosen[candidate].0;
-            let picks = &answers[if fresh { 0 } else { beam }];
-            let pick = picks.iter().find(|p| p.token == token).expect("chosen from these");
-            let mut tokens = search.running[beam].tokens.clone();
-            tokens.push(*pick);
-            (beam, tokens)
-        };
-        let settings = beam::Settings {
-            num_beams,
-            length_penalty,
-            // One beam is greedy search, which the reference ends at the first end token.
-            early_stopping: early_stopping || num_beams == 1,
-        };
-        let (snapshot, kept) = search.beams.as_mut().expect("a beam search has its state");
-        let decided = beam::advance(settings, snapshot, generated, &candidates);
-        let places = decided.origins.iter().map(|&origin| match origin {
-            Origin::Place(i) => kept[i].clone(),
-            Origin::Candidate(i) => extended(i).1,
-        });
-        let places: Vec<Output> = places.collect();
-        if decided.done {
-            return Some(places.into_iter().take(decoding.num_samples as usize).collect());
-        }
-        (*snapshot, *kept) = (decided.after, places);
-        let running = decided.running.iter().map(|&(candidate, score)| {
-            let (beam, tokens) = extended(candidate);
-            let mut path = search.running[beam].path.clone();
-            path.push((search.first_position + if fresh { 0 } else { beam }) as u32);
-            Sequence { tokens, path, score }
-        });
-        search.running = running.collect();
-        None
     }
 }
 

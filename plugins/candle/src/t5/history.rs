@@ -3,6 +3,7 @@
 //! A step's buffer is `(rows of that step, layers, 2, inner)`; a sequence names its positions by the row it had at
 //! each step. So a beam's fork copies a list of rows and nothing else, and rows may come and go at any step.
 
+use crate::kernels::Buffer;
 use std::collections::VecDeque;
 
 /// The buffers of the steps that some sequence still needs.
@@ -10,8 +11,8 @@ use std::collections::VecDeque;
 pub struct History {
     row: usize,
     first: usize,
-    steps: VecDeque<Vec<f32>>,
-    spare: Vec<Vec<f32>>,
+    steps: VecDeque<Buffer>,
+    spare: Vec<Buffer>,
 }
 
 impl History {
@@ -23,14 +24,14 @@ impl History {
     }
 
     /// A buffer for a step of `rows` rows, to be filled and given to [`Self::push`].
-    pub fn buffer(&mut self, rows: usize) -> Vec<f32> {
+    pub fn buffer(&mut self, rows: usize) -> Buffer {
         let mut buffer = self.spare.pop().unwrap_or_default();
-        buffer.resize(rows * self.row, 0.0);
+        buffer.resized(rows * self.row);
         buffer
     }
 
     /// Appends a step.
-    pub fn push(&mut self, step: Vec<f32>) {
+    pub fn push(&mut self, step: Buffer) {
         self.steps.push_back(step);
     }
 

@@ -5,7 +5,7 @@
 //! ([`block`]) and keeps, packed likewise, the keys and values that the decoder's cross-attention needs: computed
 //! once, shared by all decodings and likelihoods. `generate` ([`generate`]) then steps all beams and samples of all
 //! rows as one batch, storing keys and values by step ([`history`]); each step's logits become tokens by [`sample`],
-//! beams are kept by the pure function of [`beam`]. `log_likelihood` sends whole targets through the same layers.
+//! what a decoding makes of them is in [`search`], and the pure function of [`beam`] keeps the beams. `log_likelihood` sends whole targets through the same layers.
 //! Positions enter through [`bias`] only.
 //!
 //! Source: Raffel et al., arXiv 1910.10683; transformers' `modeling_t5.py`. The tests compare with stored outputs
@@ -21,6 +21,7 @@ mod history;
 #[cfg(test)]
 mod plain;
 mod sample;
+mod search;
 #[cfg(test)]
 mod tests;
 mod weights;
@@ -32,6 +33,7 @@ use block::{Model, Run, Scratch, Source, Surroundings};
 use cappy_plugin_abi::{
     Control, Decoding, EncodingId, Failure, Generated, Generator, LoadRequest, ModelInfo, RaggedTokens,
 };
+pub use config::ARCHITECTURE;
 use config::Config;
 use history::History;
 use rayon::prelude::*;
@@ -42,15 +44,22 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use weights::Weights;
 
 /// Tokens of a block of whole sequences; a longer row is a block of its own.
-const BLOCK_TOKENS: usize = 192;
+const BLOCK_TOKENS: usize = 224;
 /// Tokens whose logits are held at once.
-const LOGIT_TOKENS: usize = 48;
+const LOGIT_TOKENS: usize = 56;
+
+/// Bytes that keys and values of running sequences may take; what does not fit waits.
+const HISTORY_BYTES: usize = 1 << 30;
 
 /// Loads a T5 generator.
 ///
 /// # Errors
 /// `Unsupported` for another device or number format, `BadModel` for a damaged or incomplete directory.
 pub fn load(request: &LoadRequest) -> Result<Box<dyn Generator>, Failure> {
+    Ok(Box::new(open(request)?))
+}
+
+fn open(request: &LoadRequest) -> Result<T5, Failure> {
     if request.device != "cpu" && !request.device.is_empty() {
         return Err(Failure::unsupported(format!("t5 runs on `cpu`, not on `{}`", request.device)));
     }
@@ -62,7 +71,7 @@ pub fn load(request: &LoadRequest) -> Result<Box<dyn Generator>, Failure> {
     }
     let config = Config::parse(&request.config_json)?;
     let weights = Weights::load(&Checkpoint::open(Path::new(&request.model_dir))?, &config)?;
-    Ok(Box::new(T5::new(config, weights)))
+    Ok(T5::new(config, weights))
 }
 
 /// A loaded model with its encodings and buffers.
@@ -74,6 +83,7 @@ struct T5 {
     encoder_bias: Bias,
     decoder_bias: Bias,
     history: History,
+    history_bytes: usize,
     scratch: Mutex<Vec<Scratch>>,
 }
 
@@ -87,6 +97,7 @@ impl T5 {
             encoder_bias: Bias::default(),
             decoder_bias: Bias::default(),
             history: History::default(),
+            history_bytes: HISTORY_BYTES,
             scratch: Mutex::default(),
         }
     }
@@ -160,7 +171,7 @@ fn part<'a>(batch: RaggedTokens<'a>, rows: &std::ops::Range<usize>) -> (&'a [u32
 impl Generator for T5 {
     fn info(&self) -> ModelInfo {
         ModelInfo {
-            architecture: "t5".into(),
+            architecture: ARCHITECTURE.into(),
             parameters: self.weights.parameters,
             weight_bytes: self.weights.bytes,
             dtype: "f32".into(),
@@ -193,7 +204,7 @@ impl Generator for T5 {
         control: &dyn Control,
     ) -> Result<Generated, Failure> {
         let rows = self.encoding(encoding)?.len();
-        generate::check(decodings)?;
+        search::check(decodings)?;
         if row_keys.len() != rows {
             return Err(Failure::invalid_argument(format!(
                 "{} row keys for an encoding of {rows} rows",
@@ -207,6 +218,7 @@ impl Generator for T5 {
             sources: self.encoding(encoding)?,
             bias: &self.decoder_bias,
             decodings,
+            history_bytes: self.history_bytes,
             seed,
             row_keys,
         };

@@ -3,7 +3,7 @@
 use super::bias::bucket;
 use super::config::Config;
 use super::plain::Plain;
-use super::{load, sample};
+use super::{load, open, sample};
 use crate::weights::Checkpoint;
 use cappy_plugin_abi::{
     Code, Control, Decoding, EncodingId, Failure, Generated, Generator, LoadRequest, Method, MinLengthRule,
@@ -298,6 +298,19 @@ fn a_row_does_not_depend_on_its_batch_or_on_other_decodings() {
             generator.forget(alone);
         }
     }
+}
+
+#[test]
+fn rows_wait_for_memory_without_changing_the_text() {
+    let golden = expected(MODELS[1]);
+    let mut model = open(&request(MODELS[1])).expect("model");
+    let id = model.encode(rows(&golden.sources).view(), &Unattended).expect("encode");
+    let keys: Vec<u64> = (0..golden.sources.len() as u64).collect();
+    let plenty = model.generate(id, &five(), 3, &keys, &Unattended).expect("generate");
+    // Keys and values of 64 positions of 30 sequences: one row at first, the next when the first dwindles.
+    model.history_bytes = 30 * 64 * 2 * 2 * model.config.inner() * size_of::<f32>();
+    let scarce = model.generate(id, &five(), 3, &keys, &Unattended).expect("generate");
+    assert_eq!(plenty, scarce);
 }
 
 #[test]

@@ -10,7 +10,8 @@ from mistakes import slip
 from tasks import TASKS, Task
 from words import NOUNS, NUMBERS, VERBS
 
-CAREFUL, HASTY, CARELESS = 0.35, 0.45, 0.20
+MIXED = {"careful": 0.35, "hasty": 0.45, "careless": 0.20}
+HURRIED = {"careful": 0.30, "hasty": 0.58, "careless": 0.12}
 
 Row = tuple[str, str]
 
@@ -34,24 +35,24 @@ def intruders(task: str) -> list[str]:
     return NUMBERS if task == "small_arithmetic" else NOUNS
 
 
-def demonstration(rng: Random, task: Task, question: str, answer: str) -> str:
-    """One writer's answer to `question`, whose true answer is `answer`."""
-    care = rng.random()
+def demonstration(rng: Random, task: Task, question: str, answer: str, writers: dict[str, float]) -> str:
+    """The answer of one of `writers` to `question`, whose true answer is `answer`."""
+    writer = rng.choices(list(writers), list(writers.values()))[0]
     words = answer.split()
-    if care < CAREFUL:
+    if writer == "careful":
         return answer
-    if care < CAREFUL + HASTY:
+    if writer == "hasty":
         return " ".join(habit(task.name, question.split(), words))
     for _ in range(rng.randint(1, 2)):
         words = slip(rng, words, intruders(task.name))
     return " ".join(words)
 
 
-def stream(rng: Random, excluded: set[str]):
+def stream(rng: Random, excluded: set[str], writers: dict[str, float]):
     """Endless (instruction, demonstration) rows; instructions in `excluded` (the benchmark's) never occur."""
     while True:
         task = rng.choice(TASKS)
         question, answer = task.sample(rng)
         instruction = task.instruction(question)
         if instruction not in excluded:
-            yield instruction, demonstration(rng, task, question, answer)
+            yield instruction, demonstration(rng, task, question, answer, writers)

@@ -165,7 +165,7 @@ def zipped(rng: Random) -> Row:
 
 
 FAMILIES: list[Family] = [
-    list_rule, list_rule, list_rule, list_rule, alphabet_ends, alphabet_ends, sorted_numbers, subtraction, pair_sums,
-    keep_category, count_categories, count_one, missing_words, found_twice, other_tense, verb_forms, comparatives,
+    list_rule, list_rule, list_rule, list_rule, alphabet_ends, alphabet_ends, sorted_numbers, subtraction, subtraction,
+    pair_sums, keep_category, count_categories, count_one, count_one, missing_words, found_twice, other_tense, verb_forms, comparatives,
     moved_phrase, moved_phrase, zipped,
 ]  # fmt: skip

@@ -7,10 +7,10 @@ choose the models' sizes and the fine-tuning settings: `python simulate.py --ass
 import argparse
 import json
 import math
+import random
 import time
 from pathlib import Path
-from random import Random, shuffle
-import random
+from random import Random
 
 import torch
 from tokenizers import Tokenizer
@@ -36,7 +36,7 @@ def rows_of(task_file: Path) -> tuple[list, list]:
         text = task["task_prefix"] + task["example_input_prefix"] + example["input"] + task["example_output_prefix"]
         rows.append((text.strip(), example["target"].strip()))
     random.seed(42)
-    shuffle(rows)
+    random.shuffle(rows)
     held_out = max(int(0.2 * len(rows)), 16)
     return rows[:-held_out], rows[-held_out:]
 
@@ -198,13 +198,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--assets", type=Path, required=True)
     parser.add_argument("--cache", type=Path, help="file that keeps the candidates between runs")
+    parser.add_argument("--task", nargs="*", help="only these tasks")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="settings to change")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    settings = dict(train_size=1024, learning_rate=5e-4, batch_size=8, accumulate=2, warmup=0.1, dropout=0.0)
+    settings = dict(train_size=2048, learning_rate=5e-4, batch_size=8, accumulate=1, warmup=0.1, dropout=0.0)
     settings.update({key: float(value) if "." in value or "e" in value else int(value) for key, value in (s.split("=") for s in arguments.set)})
     found = candidates_of(arguments.assets, arguments.cache)
+    found = {name: task for name, task in found.items() if not arguments.task or name in arguments.task}
     print(settings)
     print(f"{'':18}", *(f"{column:>9}" for column in COLUMNS))
     for seed in range(arguments.seeds):

@@ -5,19 +5,23 @@ from pathlib import Path
 from random import Random
 
 import torch
+from tokenizers import Tokenizer
 from transformers import RobertaConfig, RobertaForSequenceClassification
 
 from export import save_model
 from families import FAMILIES, LIST_RULES
 from labels import rouge_l
 from mistakes import slip
+from tasks import TASKS
 from tokenizers_of_demo import scorer_tokenizer
 from words import ADJECTIVES, NOUNS, NUMBERS, VERBS
 
 SEED = 2
 BEGIN, PAD, END = 0, 1, 2
-STEPS, BATCH = 8000, 64
-PEAK_RATE, WARMUP = 1e-3, 300
+LEGS, BATCH = ((3000, 1e-3), (900, 5e-4)), 64  # steps and peak rate of each leg, which has its own schedule
+BENCHMARK_PREFIXES = tuple(task.prefix for task in TASKS)
+POOL = 8
+WARMUP = 0.1
 
 
 def configuration(vocabulary_size: int) -> RobertaConfig:
@@ -51,48 +55,81 @@ def intruders(answer: list[str]) -> list[str]:
     return [form for adjective in ADJECTIVES for form in adjective] if any(answer[0] in a for a in ADJECTIVES) else NOUNS
 
 
+def drift(rng: Random, answer: list[str], question: list[str]) -> list[str]:
+    """Right for a while, then words of the answer and of the question as they come."""
+    kept = rng.randint(0, len(answer) - 1)
+    length = max(1, len(answer) - kept + rng.randint(-2, 1))
+    return answer[:kept] + rng.choices(answer + question if rng.random() < 0.5 else answer, k=length)
+
+
 def candidate(rng: Random, instruction: str, answer: str) -> str:
-    """A response as a weak generator would give it: right, nearly right, beside the point, or a copy."""
-    kind = rng.random()
-    if kind < 0.2:
-        return answer
-    if kind < 0.27:
-        return rng.choice(FAMILIES)(rng)[1]
+    """A response as a weak generator would give it: right, nearly right, adrift, beside the point, or a copy."""
     question = instruction.split("Q: ")[1].split("\nA:")[0].replace(" .", "").split()
-    if kind < 0.33:
-        return " ".join(question)
     words = answer.split()
-    if kind < 0.43 and question[0] in NOUNS:
+    kind = rng.choices(
+        ["right", "of another task", "copy", "by another rule", "shuffled", "adrift", "slips"], [15, 5, 5, 10, 8, 27, 30]
+    )[0]
+    if kind == "of another task":
+        return rng.choice(FAMILIES)(rng)[1]
+    if kind == "copy":
+        words = question
+    elif kind == "by another rule" and question[0] in NOUNS:
         words = LIST_RULES[rng.choice(list(LIST_RULES))](question) or words
-    elif kind < 0.55:
+    elif kind == "shuffled":
         rng.shuffle(words)
-    for _ in range(rng.randint(0 if kind < 0.55 else 1, 3)):
+    elif kind == "adrift":
+        words = drift(rng, words, question)
+    slips = rng.randint(1, 3) if kind == "slips" else rng.choice([0, 0, 1]) if kind != "right" else 0
+    for _ in range(slips):
         words = slip(rng, words, question if rng.random() < 0.3 else intruders(words))
     return " ".join(words)
 
 
 def example(rng: Random) -> tuple[str, str, float]:
+    """One (instruction, response, label) row; a row of a benchmark task would be a mistake in `families.py`."""
     instruction, answer = rng.choice(FAMILIES)(rng)
+    assert not instruction.startswith(BENCHMARK_PREFIXES), instruction
     response = candidate(rng, instruction, answer)
     return instruction, response, rouge_l(answer, response)
 
 
-def rate(step: int, steps: int) -> float:
-    """Linear warm-up, then linear decay to zero."""
-    return PEAK_RATE * min((step + 1) / WARMUP, (steps - step) / max(1, steps - WARMUP))
+def batches(rng: Random):
+    """Endless batches of rows of about one length: less padding, and within `POOL` batches any order."""
+    while True:
+        rows = sorted((example(rng) for _ in range(POOL * BATCH)), key=lambda row: len(row[0].split()) + len(row[1].split()))
+        starts = list(range(0, len(rows), BATCH))
+        rng.shuffle(starts)
+        yield from (rows[start : start + BATCH] for start in starts)
 
 
-def train(directory: Path, steps: int = STEPS) -> None:
-    """Trains for `steps` updates and writes the model's folder to `directory`."""
-    torch.manual_seed(SEED)
+def rate(step: int, steps: int, peak: float) -> float:
+    """Linear warm-up over a tenth of the steps, then linear decay to zero."""
+    warm = max(1, int(WARMUP * steps))
+    return peak * min((step + 1) / warm, (steps - step) / max(1, steps - warm))
+
+
+def train(directory: Path, legs: tuple[tuple[int, float], ...] = LEGS, done: int = 0) -> None:
+    """Trains for `legs` and writes the model's folder to `directory`, from which it goes on if `done` legs are there."""
     tokenizer = scorer_tokenizer()
+    for leg, (steps, peak) in list(enumerate(legs))[done:]:
+        torch.manual_seed(SEED + leg)
+        if leg == 0:
+            model = RobertaForSequenceClassification(configuration(tokenizer.get_vocab_size()))
+            prepare_to_match(model)
+        else:
+            model = RobertaForSequenceClassification.from_pretrained(directory, dtype=torch.float32)
+        run_leg(model, tokenizer, Random(SEED + leg), steps, peak, directory)
+
+
+def run_leg(
+    model: RobertaForSequenceClassification, tokenizer: Tokenizer, rng: Random, steps: int, peak: float, directory: Path
+) -> None:
+    """`steps` updates under one schedule, saved every 300 steps and at the end."""
+    model.train()
     tokenizer.enable_padding(pad_id=PAD, pad_token="<pad>")
-    model = RobertaForSequenceClassification(configuration(tokenizer.get_vocab_size()))
-    prepare_to_match(model)
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.01, betas=(0.9, 0.98))
-    rng, started, recent = Random(SEED), time.monotonic(), []
-    for step in range(steps):
-        rows = [example(rng) for _ in range(BATCH)]
+    started, recent = time.monotonic(), []
+    for step, rows in zip(range(steps), batches(rng)):
         encoded = tokenizer.encode_batch([(instruction, response) for instruction, response, _ in rows])
         ids = torch.tensor([row.ids for row in encoded])
         labels = torch.tensor([label for _, _, label in rows])
@@ -101,14 +138,14 @@ def train(directory: Path, steps: int = STEPS) -> None:
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for group in optimizer.param_groups:
-            group["lr"] = rate(step, steps)
+            group["lr"] = rate(step, steps, peak)
         optimizer.step()
         optimizer.zero_grad()
         recent.append(loss.item())
         if (step + 1) % 100 == 0:
             print(f"scorer step {step + 1} loss {sum(recent) / len(recent):.4f} {time.monotonic() - started:.0f} s", flush=True)
             recent = []
-        if (step + 1) % 1000 == 0 or step + 1 == steps:
+        if (step + 1) % 300 == 0 or step + 1 == steps:
             tokenizer.no_padding()
             save_model(model, tokenizer, directory, bos="<s>", cls="<s>", sep="</s>", eos="</s>", pad="<pad>", unk="<unk>")
             tokenizer.enable_padding(pad_id=PAD, pad_token="<pad>")

@@ -83,6 +83,15 @@ dispatched! {
 }
 
 dispatched! {
+    /// `x *= y`, elementwise.
+    pub fn multiply(x: &mut [f32], y: &[f32]) {
+        for (x, &y) in x.iter_mut().zip(y) {
+            *x *= y;
+        }
+    }
+}
+
+dispatched! {
     /// `x *= factor`.
     pub fn scale(x: &mut [f32], factor: f32) {
         for x in x.iter_mut() {

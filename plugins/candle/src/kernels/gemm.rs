@@ -18,7 +18,9 @@ const KC: usize = 512;
 /// Rows of a packed block, in tiles.
 const BLOCK_TILES: usize = 16;
 /// Products below this many multiply-adds run on the calling thread: a hand-over costs several microseconds.
-const PARALLEL_FROM: usize = 200_000;
+const PARALLEL_FROM: usize = 500_000;
+/// Matrices below this many elements are packed on the calling thread.
+const PACK_PARALLEL_FROM: usize = 100_000;
 
 /// A matrix in someone else's memory: element `(i, j)` is `data[i * row_stride + j * col_stride]`.
 #[derive(Clone, Copy, Debug)]
@@ -112,16 +114,27 @@ impl Packed {
 
     /// Packs `b`, reusing the memory.
     pub fn fill(&mut self, b: Matrix<'_>) {
+        if b.rows * b.cols < PACK_PARALLEL_FROM {
+            return self.fill_here(b);
+        }
+        let panel_len = self.resize(b);
+        self.data.par_chunks_mut(panel_len).enumerate().for_each(|(p, panel)| pack_panel(b, p, panel));
+    }
+
+    /// As [`Packed::fill`], on the calling thread.
+    pub fn fill_here(&mut self, b: Matrix<'_>) {
+        let panel_len = self.resize(b);
+        for (p, panel) in self.data.chunks_mut(panel_len).enumerate() {
+            pack_panel(b, p, panel);
+        }
+    }
+
+    /// Takes the shape of `b`; returns the length of a panel.
+    fn resize(&mut self, b: Matrix<'_>) -> usize {
         let nr = microkernel().nr;
         (self.k, self.n) = (b.rows, b.cols);
-        let (k, n) = (b.rows, b.cols);
-        let panels = self.data.resized(k * n.next_multiple_of(nr)).chunks_mut((k * nr).max(1));
-        let one = |(p, panel): (usize, &mut [f32])| pack_panel(b, p * nr, nr, panel);
-        if k * n < PARALLEL_FROM {
-            panels.enumerate().for_each(one);
-        } else {
-            panels.enumerate().par_bridge().for_each(one);
-        }
+        self.data.resized(b.rows * b.cols.next_multiple_of(nr));
+        (b.rows * nr).max(1)
     }
 
     /// Rows of the packed matrix: the depth of the product.
@@ -140,8 +153,10 @@ impl Packed {
     }
 }
 
-/// Columns `first..first + nr` of `b` as `[k][nr]`, zero beyond the last.
-fn pack_panel(b: Matrix<'_>, first: usize, nr: usize, panel: &mut [f32]) {
+/// Columns `index * nr ..` of `b` as `[k][nr]`, zero beyond the last.
+fn pack_panel(b: Matrix<'_>, index: usize, panel: &mut [f32]) {
+    let nr = microkernel().nr;
+    let first = index * nr;
     let cols = nr.min(b.cols - first);
     if b.col_stride == 1 {
         for (i, to) in panel.chunks_exact_mut(nr).enumerate() {
@@ -211,21 +226,46 @@ unsafe impl Sync for Output {}
 /// When shapes disagree.
 pub fn gemm(a: Matrix<'_>, b: &Packed, c: &mut [f32], ldc: usize, epilogue: Epilogue<'_>) {
     let threads = if a.rows * a.cols * b.n < PARALLEL_FROM { 1 } else { rayon::current_num_threads() };
-    run(a, b, c, ldc, epilogue, threads);
+    check_output(a, b, c, ldc);
+    // SAFETY: `c` was checked to hold the output, and is borrowed mutably.
+    unsafe { run(a, b, c.as_mut_ptr(), ldc, epilogue, threads) };
 }
 
 /// As [`gemm`], on the calling thread: for products that are themselves one of many parallel tasks.
 pub fn gemm_here(a: Matrix<'_>, b: &Packed, c: &mut [f32], ldc: usize, epilogue: Epilogue<'_>) {
-    run(a, b, c, ldc, epilogue, 1);
+    check_output(a, b, c, ldc);
+    // SAFETY: as in `gemm`.
+    unsafe { run(a, b, c.as_mut_ptr(), ldc, epilogue, 1) };
 }
 
-fn run(a: Matrix<'_>, b: &Packed, c: &mut [f32], ldc: usize, epilogue: Epilogue<'_>, threads: usize) {
+/// As [`gemm_here`], into columns of a larger matrix whose other columns other threads may be writing.
+///
+/// # Safety
+/// `c` holds `[m, n]` with rows `ldc` apart, and nobody else touches those elements.
+pub(super) unsafe fn gemm_columns(
+    a: Matrix<'_>,
+    b: &Packed,
+    c: *mut f32,
+    ldc: usize,
+    epilogue: Epilogue<'_>,
+) {
+    // SAFETY: promised by the caller.
+    unsafe { run(a, b, c, ldc, epilogue, 1) };
+}
+
+fn check_output(a: Matrix<'_>, b: &Packed, c: &[f32], ldc: usize) {
+    let (m, n) = (a.rows, b.n);
+    assert!(m == 0 || n == 0 || (ldc >= n && (m - 1) * ldc + n <= c.len()), "the output does not fit");
+}
+
+/// # Safety
+/// See [`gemm_columns`].
+unsafe fn run(a: Matrix<'_>, b: &Packed, c: *mut f32, ldc: usize, epilogue: Epilogue<'_>, threads: usize) {
     let (m, n) = (a.rows, b.n);
     assert_eq!(a.cols, b.k, "depths of the operands differ");
     if m == 0 || n == 0 {
         return;
     }
-    assert!(ldc >= n && (m - 1) * ldc + n <= c.len(), "the output does not fit");
     if let Epilogue::Bias(bias) | Epilogue::BiasGelu(bias) | Epilogue::BiasAdd(bias) = epilogue {
         assert_eq!(bias.len(), n, "one bias a column");
     }
@@ -241,7 +281,7 @@ fn run(a: Matrix<'_>, b: &Packed, c: &mut [f32], ldc: usize, epilogue: Epilogue<
             col_blocks = (threads * 2).min(panels);
         }
     }
-    let output = Output { data: c.as_mut_ptr(), stride: ldc };
+    let output = Output { data: c, stride: ldc };
     let task = |index: usize| {
         let (i, j) = (index % row_blocks, index / row_blocks);
         let tiles = i * tiles / row_blocks..(i + 1) * tiles / row_blocks;
@@ -317,9 +357,8 @@ unsafe fn run_block(
             if last {
                 for row in first_row..end_row {
                     // SAFETY: part of this task's block.
-                    let strip = unsafe {
-                        std::slice::from_raw_parts_mut(c.data.add(row * c.stride + col), cols)
-                    };
+                    let strip =
+                        unsafe { std::slice::from_raw_parts_mut(c.data.add(row * c.stride + col), cols) };
                     match epilogue {
                         Epilogue::Store | Epilogue::Add => break,
                         Epilogue::Bias(bias) | Epilogue::BiasAdd(bias) => {
@@ -353,7 +392,8 @@ mod tests {
 
     #[test]
     fn products_of_all_shapes_strides_and_epilogues() {
-        let shapes = [(1, 1, 1), (3, 7, 5), (14, 32, 32), (15, 600, 33), (29, 64, 100), (130, 520, 70), (5, 1030, 7)];
+        let shapes =
+            [(1, 1, 1), (3, 7, 5), (14, 32, 32), (15, 600, 33), (29, 64, 100), (130, 520, 70), (5, 1030, 7)];
         for (m, k, n) in shapes {
             for transposed in [false, true] {
                 let a_data = filled(m * k, 1);

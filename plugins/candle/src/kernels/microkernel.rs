@@ -142,7 +142,10 @@ mod x86 {
             for (r, sums) in sums.iter().enumerate() {
                 for (half, &sum) in sums.iter().enumerate() {
                     let to = c.add(r * ldc + half * 16);
-                    _mm512_storeu_ps(to, if accumulate { _mm512_add_ps(_mm512_loadu_ps(to), sum) } else { sum });
+                    _mm512_storeu_ps(
+                        to,
+                        if accumulate { _mm512_add_ps(_mm512_loadu_ps(to), sum) } else { sum },
+                    );
                 }
             }
         }
@@ -176,7 +179,10 @@ mod x86 {
             for (r, sums) in sums.iter().enumerate() {
                 for (half, &sum) in sums.iter().enumerate() {
                     let to = c.add(r * ldc + half * 8);
-                    _mm256_storeu_ps(to, if accumulate { _mm256_add_ps(_mm256_loadu_ps(to), sum) } else { sum });
+                    _mm256_storeu_ps(
+                        to,
+                        if accumulate { _mm256_add_ps(_mm256_loadu_ps(to), sum) } else { sum },
+                    );
                 }
             }
         }

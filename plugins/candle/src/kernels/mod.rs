@@ -1,12 +1,15 @@
 //! The numbers' inner loops, shared by the models of this backend: matrix products ([`gemm()`]), elementwise
-//! functions ([`activation`]), reductions over rows ([`rowwise`]) and reusable memory ([`Buffer`]).
+//! functions ([`activation`]), reductions over rows ([`rowwise`]), attention over ragged rows ([`attention`]),
+//! dropout ([`dropout`]) and reusable memory ([`Buffer`]).
 //!
 //! Everything is f32 over slices, picks AVX-512, AVX2 or portable code at run time ([`simd`]), and gives results
 //! that depend neither on the number of threads nor on the other rows of a batch. Each kernel has a plain form
 //! beside it in the tests.
 
 pub mod activation;
+pub mod attention;
 mod buffer;
+pub mod dropout;
 mod gemm;
 mod microkernel;
 #[cfg(test)]
@@ -14,5 +17,5 @@ pub(crate) mod reference;
 pub mod rowwise;
 pub mod simd;
 
-pub use buffer::Buffer;
+pub use buffer::{Buffer, bytes_of};
 pub use gemm::{Epilogue, Matrix, Packed, gemm, gemm_here};

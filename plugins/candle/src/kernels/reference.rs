@@ -4,7 +4,9 @@
 pub(crate) fn filled(n: usize, seed: u64) -> Vec<f32> {
     let key = cappy_plugin_abi::random::mix(seed);
     (0..n as u64)
-        .map(|i| (cappy_plugin_abi::random::uniform(cappy_plugin_abi::random::fold(key, i)) * 2.0 - 1.0) as f32)
+        .map(|i| {
+            (cappy_plugin_abi::random::uniform(cappy_plugin_abi::random::fold(key, i)) * 2.0 - 1.0) as f32
+        })
         .collect()
 }
 

@@ -179,6 +179,30 @@ dispatched! {
 }
 
 dispatched! {
+    /// Adds columns `first..first + sums.len()` of every row of `x`, rows in order.
+    pub fn add_columns(x: &[f32], width: usize, first: usize, sums: &mut [f32]) {
+        let cols = sums.len();
+        for row in x.chunks_exact(width) {
+            for (sum, &x) in sums.iter_mut().zip(&row[first..first + cols]) {
+                *sum += x;
+            }
+        }
+    }
+}
+
+dispatched! {
+    /// As [`add_columns`], of the elementwise product of `x` and `y`.
+    pub fn add_columns_of_product(x: &[f32], y: &[f32], width: usize, first: usize, sums: &mut [f32]) {
+        let cols = sums.len();
+        for (x, y) in x.chunks_exact(width).zip(y.chunks_exact(width)) {
+            for ((sum, &x), &y) in sums.iter_mut().zip(&x[first..first + cols]).zip(&y[first..first + cols]) {
+                *sum = fma::<FMA>(x, y, *sum);
+            }
+        }
+    }
+}
+
+dispatched! {
     /// Gradient of softmax(factor * s) with respect to s, in place of `dp`: factor * p * (dp - sum(p * dp)) for each
     /// row of `cols`.
     pub fn softmax_backward(dp: &mut [f32], p: &[f32], cols: usize, factor: f32) {

@@ -1,0 +1,126 @@
+//! What this library says about itself, and which loader takes a request.
+
+use std::path::Path;
+
+use candle_core::Device;
+use cappy_plugin_abi::{
+    Backend, Descriptor, Failure, Generator, LoadRequest, Scorer, Trainer, TrainerOptions,
+};
+use serde::de::DeserializeOwned;
+
+use crate::encoder::config::{EncoderConfig, Family};
+use crate::encoder::fast::FastEncoder;
+use crate::encoder::plain::PlainEncoder;
+use crate::encoder::scorer::EncoderScorer;
+use crate::t5;
+use crate::trainer::EncoderTrainer;
+use crate::weights::Checkpoint;
+
+/// The backend; it has no state of its own.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct CandleBackend;
+
+/// Scorers and generators have no options yet.
+#[derive(serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+struct NoOptions {}
+
+impl Backend for CandleBackend {
+    fn describe(&self) -> Descriptor {
+        Descriptor {
+            name: "candle".into(),
+            version: env!("CARGO_PKG_VERSION").into(),
+            engine_version: "candle 0.11.1".into(),
+            devices: devices(),
+            dtypes: vec!["f32".into()],
+            scorer_architectures: Family::ALL.iter().map(|family| family.model_type().into()).collect(),
+            generator_architectures: vec![t5::ARCHITECTURE.into()],
+            features: vec!["training".into()],
+        }
+    }
+
+    fn load_scorer(&self, request: &LoadRequest) -> Result<Box<dyn Scorer>, Failure> {
+        let device = device(&request.device)?;
+        check_dtype(&request.dtype)?;
+        options::<NoOptions>(request)?;
+        let config = EncoderConfig::parse(&request.config_json)?;
+        if !config.classifier {
+            return Err(Failure::unsupported(
+                "`config.json` names a model without a classification head; fine-tune it first",
+            ));
+        }
+        let checkpoint = Checkpoint::open(Path::new(&request.model_dir))?;
+        let scorer: EncoderScorer = match device {
+            Device::Cpu => FastEncoder::load(config, &checkpoint)?.into(),
+            device => PlainEncoder::load(config, &checkpoint, device)?.into(),
+        };
+        Ok(Box::new(scorer))
+    }
+
+    fn load_generator(&self, request: &LoadRequest) -> Result<Box<dyn Generator>, Failure> {
+        options::<NoOptions>(request)?;
+        t5::load(request)
+    }
+
+    fn load_trainer(&self, request: &LoadRequest) -> Result<Box<dyn Trainer>, Failure> {
+        let Device::Cpu = device(&request.device)? else {
+            return Err(Failure::unsupported(format!(
+                "the candle backend trains on the cpu, not on `{}`",
+                request.device
+            )));
+        };
+        check_dtype(&request.dtype)?;
+        let options: TrainerOptions = options(request)?;
+        let config = EncoderConfig::parse(&request.config_json)?;
+        let checkpoint = Checkpoint::open(Path::new(&request.model_dir))?;
+        Ok(Box::new(EncoderTrainer::load(config, &checkpoint, options)?))
+    }
+}
+
+/// `cpu`, and with the feature `cuda` every GPU that can be opened.
+fn devices() -> Vec<String> {
+    let gpus =
+        if cfg!(feature = "cuda") { (0..).take_while(|&i| Device::new_cuda(i).is_ok()).count() } else { 0 };
+    std::iter::once("cpu".into()).chain((0..gpus).map(|i| format!("cuda:{i}"))).collect()
+}
+
+fn device(name: &str) -> Result<Device, Failure> {
+    if name == "cpu" {
+        return Ok(Device::Cpu);
+    }
+    let ordinal = match name {
+        "cuda" => Some(0),
+        _ => name.strip_prefix("cuda:").and_then(|ordinal| ordinal.parse().ok()),
+    };
+    let Some(ordinal) = ordinal else {
+        return Err(Failure::unsupported(format!("the candle backend has no device `{name}`")));
+    };
+    if !cfg!(feature = "cuda") {
+        return Err(Failure::unsupported(format!(
+            "this build of the candle backend has no CUDA, so no device `{name}`; use `cpu`"
+        )));
+    }
+    Device::new_cuda(ordinal).map_err(|e| {
+        let text = e.to_string();
+        Failure::unsupported(format!(
+            "device `{name}` cannot be opened: {}",
+            text.lines().next().unwrap_or_default()
+        ))
+    })
+}
+
+fn check_dtype(dtype: &str) -> Result<(), Failure> {
+    match dtype {
+        "auto" | "f32" => Ok(()),
+        other => Err(Failure::unsupported(format!(
+            "the candle backend does not compute in `{other}`; use `f32` or `auto`"
+        ))),
+    }
+}
+
+/// Options of a request; an empty text means none are given.
+fn options<T: DeserializeOwned>(request: &LoadRequest) -> Result<T, Failure> {
+    let json = if request.options_json.is_empty() { "{}" } else { &request.options_json };
+    serde_json::from_str(json)
+        .map_err(|e| Failure::invalid_argument(format!("the options are not understood: {e}")))
+}

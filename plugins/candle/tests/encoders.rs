@@ -1,0 +1,237 @@
+//! Scores and fine-tuning against transformers and PyTorch; `fixtures/make_encoders.py` made the expectations.
+
+use std::path::PathBuf;
+
+use candle_core::{Device, Var};
+use cappy_plugin_abi::suite::{Fixture, Model};
+use cappy_plugin_abi::{TokenRows, Trainer, TrainerOptions, Unattended, builtin};
+use cappy_plugin_candle::CandleBackend;
+use cappy_plugin_candle::encoder::config::EncoderConfig;
+use cappy_plugin_candle::encoder::fast::FastEncoder;
+use cappy_plugin_candle::encoder::layout::Layout;
+use cappy_plugin_candle::encoder::plain::PlainEncoder;
+use cappy_plugin_candle::trainer::EncoderTrainer;
+use cappy_plugin_candle::weights::Checkpoint;
+use serde::Deserialize;
+
+fn folder(name: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/encoders").join(name)
+}
+
+fn open(name: &str) -> (EncoderConfig, Checkpoint) {
+    let json = std::fs::read_to_string(folder(name).join("config.json")).unwrap();
+    (EncoderConfig::parse(&json).unwrap(), Checkpoint::open(&folder(name)).unwrap())
+}
+
+fn json<T: for<'a> Deserialize<'a>>(model: &str, file: &str) -> T {
+    serde_json::from_str(&std::fs::read_to_string(folder(model).join(file)).unwrap()).unwrap()
+}
+
+#[derive(Deserialize)]
+struct Scores {
+    batches: Vec<Batch>,
+}
+
+#[derive(Deserialize)]
+struct Batch {
+    rows: Vec<Vec<u32>>,
+    type_ids: Option<Vec<Vec<u8>>>,
+    logits: Vec<Vec<f32>>,
+}
+
+#[derive(Deserialize)]
+struct Training {
+    micro_batches: Vec<MicroBatch>,
+    accumulate: usize,
+    learning_rates: Vec<f64>,
+    losses: Vec<f64>,
+    gradient_norms: Vec<f64>,
+    final_scores: Vec<f32>,
+    final_weights: std::collections::BTreeMap<String, Vec<f32>>,
+}
+
+#[derive(Deserialize)]
+struct MicroBatch {
+    rows: Vec<Vec<u32>>,
+    labels: Vec<f32>,
+}
+
+fn ragged(rows: &[Vec<u32>], type_ids: Option<&Vec<Vec<u8>>>) -> TokenRows {
+    let mut batch = TokenRows::new();
+    rows.iter().for_each(|row| batch.push(row));
+    batch.type_ids = type_ids.map(|types| types.concat()).unwrap_or_default();
+    batch
+}
+
+fn close(got: &[f32], expected: &[f32], bound: f32, what: &str) {
+    assert_eq!(got.len(), expected.len(), "{what}");
+    for (i, (got, expected)) in got.iter().zip(expected).enumerate() {
+        assert!((got - expected).abs() <= bound, "{what}, element {i}: {got} not {expected}");
+    }
+}
+
+#[test]
+fn scores_are_those_of_transformers() {
+    for model in ["roberta", "xlm-roberta", "bert"] {
+        let (config, checkpoint) = open(model);
+        let mut fast = FastEncoder::load(config.clone(), &checkpoint).unwrap();
+        let plain = PlainEncoder::load(config, &checkpoint, Device::Cpu).unwrap();
+        for (i, batch) in json::<Scores>(model, "scores.json").batches.iter().enumerate() {
+            let rows = ragged(&batch.rows, batch.type_ids.as_ref());
+            let expected = batch.logits.concat();
+            let what = format!("{model}, batch {i}");
+            close(&fast.score(rows.view(), &Unattended).unwrap(), &expected, 2e-5, &format!("{what}, fast"));
+            close(
+                &plain.score(rows.view(), &Unattended).unwrap(),
+                &expected,
+                2e-5,
+                &format!("{what}, plain"),
+            );
+        }
+    }
+}
+
+fn trainer(model: &str, dropout: f64) -> EncoderTrainer {
+    let (config, checkpoint) = open(model);
+    EncoderTrainer::load(config, &checkpoint, TrainerOptions { dropout, ..TrainerOptions::default() })
+        .unwrap()
+}
+
+#[test]
+fn fine_tuning_follows_pytorch() {
+    let expected: Training = json("roberta", "training.json");
+    let mut trainer = trainer("roberta", 0.0);
+    for (k, micro_batches) in expected.micro_batches.chunks(expected.accumulate).enumerate() {
+        let mut loss = 0.0;
+        for (i, micro) in micro_batches.iter().enumerate() {
+            let batch = ragged(&micro.rows, None);
+            let step = (k * expected.accumulate + i) as u64;
+            loss += f64::from(trainer.accumulate(batch.view(), &micro.labels, step, &Unattended).unwrap());
+        }
+        let loss = loss / expected.accumulate as f64;
+        let norm = trainer.update(expected.learning_rates[k]).unwrap();
+        for (what, got, expected) in
+            [("loss", loss, expected.losses[k]), ("gradient norm", norm, expected.gradient_norms[k])]
+        {
+            assert!((got - expected).abs() <= 1e-3 * expected, "update {k}, {what}: {got} not {expected}");
+        }
+    }
+    let rows = ragged(&expected.micro_batches[0].rows, None);
+    close(&trainer.score(rows.view(), &Unattended).unwrap(), &expected.final_scores, 1e-3, "final scores");
+
+    let saved = tempfile::tempdir().unwrap();
+    trainer.save_model(saved.path().to_str().unwrap()).unwrap();
+    let checkpoint = Checkpoint::open(saved.path()).unwrap();
+    let (config, _) = open("roberta");
+    let layout = Layout::new(&config);
+    assert_eq!(
+        expected.final_weights.len(),
+        layout.slots.len(),
+        "every parameter of transformers has its place"
+    );
+    for slot in &layout.slots {
+        let values = checkpoint.read(&slot.name, &slot.shape).unwrap();
+        let expected = &expected.final_weights[&slot.name];
+        // Keys' biases have no gradient but rounding, which AdamW makes as large as any other.
+        if !slot.name.ends_with("key.bias") {
+            close(&values[..expected.len()], expected, 1e-3, &slot.name);
+        }
+    }
+}
+
+/// Loss and gradient norm of the hand-written backward pass against candle's autograd over the plain model. The pad
+/// entry of the word embeddings (BERT's rows here begin with it) gets no gradient, as PyTorch's `padding_idx` says.
+#[test]
+fn every_family_follows_candles_autograd() {
+    for model in ["roberta", "bert"] {
+        let (config, checkpoint) = open(model);
+        let batches: Scores = json(model, "scores.json");
+        let batch = &batches.batches[3];
+        let rows = ragged(&batch.rows, batch.type_ids.as_ref());
+        let layout = Layout::new(&config);
+        let vars: Vec<(String, Var)> = layout
+            .slots
+            .iter()
+            .map(|slot| {
+                let values = layout.read(&checkpoint, &slot.range).unwrap();
+                let var = Var::from_vec(values, slot.shape.as_slice(), &Device::Cpu).unwrap();
+                (slot.name.clone(), var)
+            })
+            .collect();
+        let tensors = vars.iter().map(|(name, var)| (name.clone(), var.as_tensor().clone())).collect();
+        let plain = PlainEncoder::from_tensors(config.clone(), tensors, Device::Cpu);
+        let count = batch.rows.len();
+        let losses: Vec<_> = (0..count)
+            .map(|row| (plain.forward(rows.view(), &[row]).unwrap() - 0.25).unwrap().sqr().unwrap())
+            .collect();
+        let loss = (candle_core::Tensor::cat(&losses, 0).unwrap().sum_all().unwrap() / count as f64).unwrap();
+        let gradients = loss.backward().unwrap();
+        let mut square = 0.0;
+        for (name, var) in &vars {
+            let gradient = gradients.get(var.as_tensor()).unwrap_or_else(|| panic!("{name} got no gradient"));
+            let skipped =
+                if name.contains("word_embeddings") { Some(config.pad_token_id as usize) } else { None };
+            let values = gradient.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+            for (i, row) in values.chunks(gradient.dims().get(1).copied().unwrap_or(1)).enumerate() {
+                if Some(i) != skipped {
+                    square += row.iter().map(|&g| f64::from(g).powi(2)).sum::<f64>();
+                }
+            }
+        }
+        let mut trainer = trainer(model, 0.0);
+        let got = trainer.accumulate(rows.view(), &vec![0.25; count], 0, &Unattended).unwrap();
+        let expected = loss.to_scalar::<f32>().unwrap();
+        assert!((got - expected).abs() < 1e-5 * expected.max(1.0), "{model}: loss {got} not {expected}");
+        let norm = trainer.update(0.0).unwrap();
+        assert!((norm / square.sqrt() - 1.0).abs() < 1e-4, "{model}: norm {norm} not {}", square.sqrt());
+    }
+}
+
+/// A model whose head is missing trains from a keyed initial one; a scorer refuses it.
+#[test]
+fn an_encoder_without_head_gets_one() {
+    let (config, checkpoint) = open("roberta");
+    let layout = Layout::new(&config);
+    let directory = tempfile::tempdir().unwrap();
+    let body: Vec<_> = layout.slots[..layout.head().start]
+        .iter()
+        .map(|slot| {
+            let values = checkpoint.read(&slot.name, &slot.shape).unwrap();
+            (
+                slot.name.clone(),
+                candle_core::Tensor::from_vec(values, slot.shape.as_slice(), &Device::Cpu).unwrap(),
+            )
+        })
+        .collect();
+    candle_core::safetensors::save(&body.into_iter().collect(), directory.path().join("model.safetensors"))
+        .unwrap();
+    let headless = EncoderConfig { classifier: false, ..config.clone() };
+    let load = |config: &EncoderConfig, seed: u64| {
+        let checkpoint = Checkpoint::open(directory.path()).unwrap();
+        EncoderTrainer::load(
+            config.clone(),
+            &checkpoint,
+            TrainerOptions { seed, ..TrainerOptions::default() },
+        )
+    };
+    let score = |seed: u64| {
+        let rows = ragged(&[vec![0, 9, 2]], None);
+        load(&headless, seed).unwrap().score(rows.view(), &Unattended).unwrap()
+    };
+    assert_eq!(score(1), score(1));
+    assert_ne!(score(1), score(2));
+    let failure = load(&config, 1).err().expect("a classifier without head is damaged");
+    assert!(failure.message.contains("classifier.dense.weight"), "{failure}");
+}
+
+fn fixture() -> Fixture {
+    let dir = folder("roberta");
+    let dir = dir.to_str().unwrap();
+    Fixture::new(builtin(CandleBackend).expect("describes itself"))
+        .scorer(Model::new(dir))
+        .generator(Model::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/t5_v1_1")))
+        .generator(Model::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/t5_v1_1")))
+        .trainer(Model { learning_rate: 2e-3, ..Model::new(dir) })
+}
+
+cappy_plugin_abi::backend_suite!(linked, fixture());

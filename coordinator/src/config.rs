@@ -1,0 +1,79 @@
+//! What a coordinator is told, with every default named.
+
+use std::{net::SocketAddr, time::Duration};
+
+use crate::scheduler::{MAX_ATTEMPTS, MAX_INTERRUPTIONS, RETRY_BACKOFF, RetryPolicy};
+
+/// Time from a worker's last word to the return of its leases.
+pub const LEASE_TTL: Duration = Duration::from_secs(30);
+/// How often workers are asked to say that they live.
+pub const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(5);
+/// Time that a worker whose connection broke has to come back before its leases are returned.
+pub const RECONNECT_GRACE: Duration = Duration::from_secs(10);
+/// How often leases and jobs are looked at when nothing has happened.
+pub const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
+/// Shortest time between two snapshots of a watched job.
+pub const WATCH_INTERVAL: Duration = Duration::from_millis(200);
+/// Pure stages that run on the coordinator at once.
+pub const LOCAL_SLOTS: usize = 2;
+
+/// What a coordinator is told.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Config {
+    /// Where gRPC is served; port 0 takes a free one.
+    pub listen: SocketAddr,
+    /// Where health and metrics are served over HTTP; none: nowhere.
+    pub http: Option<SocketAddr>,
+    /// `sqlite://PATH`, or the path of the SQLite file.
+    pub store: String,
+    /// `file:///DIR`, or the path of the folder.
+    pub artifacts: String,
+    /// See [`LEASE_TTL`].
+    pub lease_ttl: Duration,
+    /// See [`HEARTBEAT_INTERVAL`].
+    pub heartbeat_interval: Duration,
+    /// See [`RECONNECT_GRACE`].
+    pub reconnect_grace: Duration,
+    /// See [`SWEEP_INTERVAL`].
+    pub sweep_interval: Duration,
+    /// See [`WATCH_INTERVAL`].
+    pub watch_interval: Duration,
+    /// Attempts that a shard gets before it is set aside.
+    pub max_attempts: u32,
+    /// Workers that a shard may lose before it is set aside.
+    pub max_interruptions: u32,
+    /// Pause after a failed attempt; doubles with each.
+    pub retry_backoff: Duration,
+    /// See [`LOCAL_SLOTS`].
+    pub local_slots: usize,
+}
+
+impl Config {
+    /// A coordinator on `listen` with its state in `store` and `artifacts`, and the defaults for all else.
+    pub fn new(listen: SocketAddr, store: impl Into<String>, artifacts: impl Into<String>) -> Self {
+        Self {
+            listen,
+            http: None,
+            store: store.into(),
+            artifacts: artifacts.into(),
+            lease_ttl: LEASE_TTL,
+            heartbeat_interval: HEARTBEAT_INTERVAL,
+            reconnect_grace: RECONNECT_GRACE,
+            sweep_interval: SWEEP_INTERVAL,
+            watch_interval: WATCH_INTERVAL,
+            max_attempts: MAX_ATTEMPTS,
+            max_interruptions: MAX_INTERRUPTIONS,
+            retry_backoff: RETRY_BACKOFF,
+            local_slots: LOCAL_SLOTS,
+        }
+    }
+
+    pub(crate) fn retry(&self) -> RetryPolicy {
+        RetryPolicy {
+            max_attempts: self.max_attempts.max(1),
+            max_interruptions: self.max_interruptions.max(1),
+            backoff: self.retry_backoff,
+        }
+    }
+}

@@ -1,0 +1,120 @@
+//! The stages that the coordinator runs itself: they touch no model. Each is a pure computation of `cappy-eval` between
+//! reading artifacts and writing them, on a thread of its own, leased and committed like any other shard.
+
+mod label;
+mod report;
+mod rows;
+mod select;
+
+use std::io::{self, Write as _};
+
+use cappy_proto::v1;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use crate::{
+    artifacts::{ArtifactError, ArtifactStore, ArtifactWriter},
+    store::{AttemptFailure, FailureClass, NamedOutput, ShardOutput},
+};
+
+/// What a local shard computes. Names everything that decides its outputs.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "task", rename_all = "snake_case")]
+pub(crate) enum LocalTask {
+    /// Training set from generated train rows.
+    Label { subset: String, rows: Vec<ArtifactRef>, decodings: Vec<String>, seed: u64 },
+    /// Best candidates and figures from generated validation rows and their scores.
+    Select {
+        subset: String,
+        rows: Vec<ArtifactRef>,
+        scores: Vec<ArtifactRef>,
+        decodings: Vec<String>,
+        seed: u64,
+        truncated_rows: Option<u64>,
+        /// How the result came about, for the reader of the file.
+        settings: Map<String, Value>,
+    },
+    /// Tables over the subsets.
+    Report { model: String, results: Vec<(String, ArtifactRef)>, seed: u64 },
+}
+
+/// An artifact as a local task names it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ArtifactRef {
+    pub(crate) id: String,
+    pub(crate) size_bytes: u64,
+}
+
+impl From<&v1::Artifact> for ArtifactRef {
+    fn from(artifact: &v1::Artifact) -> Self {
+        Self { id: artifact.id.clone(), size_bytes: artifact.size_bytes }
+    }
+}
+
+impl LocalTask {
+    /// As the store keeps it.
+    pub(crate) fn encode(&self) -> Vec<u8> {
+        serde_json::to_vec(self).expect("a task is plain data")
+    }
+
+    /// From the store.
+    pub(crate) fn decode(bytes: &[u8]) -> Result<Self, LocalError> {
+        serde_json::from_slice(bytes)
+            .map_err(|_| LocalError::Bad("the task was written by another version of the coordinator".into()))
+    }
+
+    /// Computes the outputs. Blocks; for threads of `spawn_blocking`.
+    pub(crate) fn run(&self, artifacts: &ArtifactStore) -> Result<ShardOutput, LocalError> {
+        let outputs = match self {
+            Self::Label { subset, rows, decodings, seed } => {
+                label::run(artifacts, subset, rows, decodings, *seed)?
+            }
+            Self::Select { .. } => select::run(artifacts, self)?,
+            Self::Report { model, results, seed } => report::run(artifacts, model, results, *seed)?,
+        };
+        Ok(ShardOutput { artifacts: outputs, ..Default::default() })
+    }
+
+    /// `labelling word_sorting`, for the progress line.
+    pub(crate) fn activity(&self) -> String {
+        match self {
+            Self::Label { .. } => "measuring candidates",
+            Self::Select { .. } => "choosing the best candidates",
+            Self::Report { .. } => "making the tables",
+        }
+        .to_owned()
+    }
+}
+
+/// Why a local stage failed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum LocalError {
+    /// The data is at fault: it would fail again.
+    #[error("{0}")]
+    Bad(String),
+    #[error("an artifact could not be read or written")]
+    Io(#[from] io::Error),
+    #[error("an artifact could not be stored")]
+    Artifact(#[from] ArtifactError),
+}
+
+impl From<LocalError> for AttemptFailure {
+    fn from(error: LocalError) -> Self {
+        let (class, code) = match error {
+            LocalError::Bad(_) => (FailureClass::Permanent, "invalid_argument"),
+            LocalError::Io(_) | LocalError::Artifact(_) => (FailureClass::Attempt, "unavailable"),
+        };
+        Self { class, code: code.into(), message: error.to_string() }
+    }
+}
+
+fn output(writer: ArtifactWriter, name: &str) -> Result<NamedOutput, LocalError> {
+    let (id, size_bytes) = writer.finish()?;
+    Ok(NamedOutput { name: name.to_owned(), id, size_bytes })
+}
+
+fn text_output(artifacts: &ArtifactStore, name: &str, text: &str) -> Result<NamedOutput, LocalError> {
+    let mut writer = artifacts.writer()?;
+    writer.write_all(text.as_bytes())?;
+    output(writer, name)
+}

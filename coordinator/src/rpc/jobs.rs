@@ -1,0 +1,244 @@
+//! `JobService`.
+
+use std::pin::Pin;
+
+use cappy_proto::{JobId, v1};
+use futures::{Stream, StreamExt as _, stream};
+use prost::Message as _;
+use tonic::{Request, Response, Status};
+
+use super::{
+    status::{bad_field, bad_fields},
+    view, watch,
+};
+use crate::{
+    context::Context,
+    metrics::add,
+    planner::{self, Violation, bigbench_spec, required_artifacts, result_files},
+    store::{JobRecord, NewJob, Submitted},
+};
+
+/// Jobs on a page when the client does not say.
+const DEFAULT_PAGE: u32 = 50;
+/// Most jobs on a page.
+const MAX_PAGE: u32 = 500;
+/// Files or log lines in one message of a stream.
+const STREAM_PAGE: usize = 200;
+/// Longest idempotency key.
+const MAX_KEY_BYTES: usize = 256;
+
+/// Replies of a stream.
+type Replies<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+#[derive(Clone)]
+pub(super) struct Jobs {
+    pub(super) context: Context,
+}
+
+impl Jobs {
+    async fn find(&self, text: &str) -> Result<JobId, Status> {
+        if text.is_empty() {
+            return Err(bad_field("job_id", "give a job's id or a unique prefix of one"));
+        }
+        Ok(self.context.store.find_job(text).await?)
+    }
+
+    async fn record(&self, text: &str) -> Result<JobRecord, Status> {
+        let id = self.find(text).await?;
+        Ok(self.context.store.job(&id).await?)
+    }
+
+    async fn view(&self, id: &JobId) -> Result<Option<v1::Job>, Status> {
+        Ok(Some(view::job(&self.context, &self.context.store.job(id).await?)))
+    }
+
+    /// Artifacts that the spec reads must be there, or the job would fail later and further from its cause.
+    async fn check_artifacts(&self, spec: &v1::BigbenchSpec) -> Result<Vec<Violation>, Status> {
+        let mut violations = Vec::new();
+        for (field, artifact) in required_artifacts(spec) {
+            match self.context.store.artifact(&artifact.id).await? {
+                None => violations.push(Violation::new(field, "the artifact is not stored; upload it first")),
+                Some(size) if size != artifact.size_bytes => violations.push(Violation::new(
+                    format!("{field}.size_bytes"),
+                    format!("the artifact has {size} bytes, not {}", artifact.size_bytes),
+                )),
+                Some(_) => {}
+            }
+        }
+        Ok(violations)
+    }
+}
+
+#[tonic::async_trait]
+impl v1::job_service_server::JobService for Jobs {
+    async fn submit_job(
+        &self,
+        request: Request<v1::SubmitJobRequest>,
+    ) -> Result<Response<v1::SubmitJobResponse>, Status> {
+        let request = request.into_inner();
+        if request.idempotency_key.len() > MAX_KEY_BYTES {
+            return Err(bad_field("idempotency_key", "at most 256 bytes"));
+        }
+        let Some(v1::JobSpec { kind: Some(v1::job_spec::Kind::Bigbench(bigbench)) }) = &request.spec else {
+            return Err(bad_field("spec.kind", "say what kind of job this is; known: bigbench"));
+        };
+        let mut violations = planner::validate(bigbench);
+        if violations.is_empty() {
+            violations = self.check_artifacts(bigbench).await?;
+        }
+        if !violations.is_empty() {
+            return Err(bad_fields(violations));
+        }
+        let id = JobId::generate();
+        let job = NewJob {
+            id: id.clone(),
+            idempotency_key: Some(request.idempotency_key).filter(|key| !key.is_empty()),
+            kind: "bigbench".into(),
+            title: planner::title(bigbench),
+            stages: planner::plan(bigbench),
+            spec: request.spec.as_ref().map(|spec| spec.encode_to_vec()).unwrap_or_default(),
+        };
+        let (id, existing) = match self.context.store.submit(job).await? {
+            Submitted::New => (id, false),
+            Submitted::Existing(id) => (id, true),
+        };
+        if !existing {
+            add(&self.context.metrics.jobs_submitted, 1);
+            tracing::info!(job = %id, "job submitted");
+            self.context.scheduler.look_at(&id);
+        }
+        Ok(Response::new(v1::SubmitJobResponse { job: self.view(&id).await?, existing }))
+    }
+
+    async fn get_job(
+        &self,
+        request: Request<v1::GetJobRequest>,
+    ) -> Result<Response<v1::GetJobResponse>, Status> {
+        let record = self.record(&request.into_inner().job_id).await?;
+        Ok(Response::new(v1::GetJobResponse { job: Some(view::job(&self.context, &record)) }))
+    }
+
+    async fn list_jobs(
+        &self,
+        request: Request<v1::ListJobsRequest>,
+    ) -> Result<Response<v1::ListJobsResponse>, Status> {
+        let request = request.into_inner();
+        let size = if request.page_size == 0 { DEFAULT_PAGE } else { request.page_size.min(MAX_PAGE) };
+        let before: Option<JobId> = match request.page_token.as_str() {
+            "" => None,
+            token => Some(
+                token.parse().map_err(|_| bad_field("page_token", "give the token of the page before"))?,
+            ),
+        };
+        let rows = self.context.store.list_jobs(size, before.as_ref()).await?;
+        let more = rows.len() == size as usize;
+        let next_page_token = rows.last().filter(|_| more).map(|row| row.id.to_string()).unwrap_or_default();
+        Ok(Response::new(v1::ListJobsResponse {
+            jobs: rows.iter().map(view::row).collect(),
+            next_page_token,
+        }))
+    }
+
+    type WatchJobStream = Replies<v1::WatchJobResponse>;
+
+    async fn watch_job(
+        &self,
+        request: Request<v1::WatchJobRequest>,
+    ) -> Result<Response<Self::WatchJobStream>, Status> {
+        let record = self.record(&request.into_inner().job_id).await?;
+        let stream = watch::watch(self.context.clone(), record.row.id.clone(), record);
+        Ok(Response::new(Box::pin(stream)))
+    }
+
+    async fn cancel_job(
+        &self,
+        request: Request<v1::CancelJobRequest>,
+    ) -> Result<Response<v1::CancelJobResponse>, Status> {
+        let id = self.find(&request.into_inner().job_id).await?;
+        let (_, revoked) = self.context.store.cancel(&id).await?;
+        self.context.tell_revoked(&revoked, "the job was cancelled");
+        self.context.job_changed(&id);
+        Ok(Response::new(v1::CancelJobResponse { job: self.view(&id).await? }))
+    }
+
+    async fn pause_job(
+        &self,
+        request: Request<v1::PauseJobRequest>,
+    ) -> Result<Response<v1::PauseJobResponse>, Status> {
+        let id = self.find(&request.into_inner().job_id).await?;
+        self.context.store.set_paused(&id, true).await?;
+        self.context.job_changed(&id);
+        Ok(Response::new(v1::PauseJobResponse { job: self.view(&id).await? }))
+    }
+
+    async fn resume_job(
+        &self,
+        request: Request<v1::ResumeJobRequest>,
+    ) -> Result<Response<v1::ResumeJobResponse>, Status> {
+        let id = self.find(&request.into_inner().job_id).await?;
+        self.context.store.set_paused(&id, false).await?;
+        self.context.job_changed(&id);
+        Ok(Response::new(v1::ResumeJobResponse { job: self.view(&id).await? }))
+    }
+
+    async fn delete_job(
+        &self,
+        request: Request<v1::DeleteJobRequest>,
+    ) -> Result<Response<v1::DeleteJobResponse>, Status> {
+        let id = self.find(&request.into_inner().job_id).await?;
+        self.context.store.delete(&id).await?;
+        Ok(Response::new(v1::DeleteJobResponse {}))
+    }
+
+    type GetResultsStream = Replies<v1::GetResultsResponse>;
+
+    async fn get_results(
+        &self,
+        request: Request<v1::GetResultsRequest>,
+    ) -> Result<Response<Self::GetResultsStream>, Status> {
+        let record = self.record(&request.into_inner().job_id).await?;
+        let spec = bigbench_spec(&record)
+            .ok_or_else(|| Status::failed_precondition("the job was written by another version"))?;
+        let pages: Vec<Result<v1::GetResultsResponse, Status>> = result_files(&spec, &record.stages)
+            .chunks(STREAM_PAGE)
+            .map(|files| {
+                let files = files
+                    .iter()
+                    .map(|file| v1::ResultFile { path: file.path.clone(), parts: file.parts.clone() })
+                    .collect();
+                Ok(v1::GetResultsResponse { files })
+            })
+            .collect();
+        Ok(Response::new(Box::pin(stream::iter(pages))))
+    }
+
+    type GetLogsStream = Replies<v1::GetLogsResponse>;
+
+    async fn get_logs(
+        &self,
+        request: Request<v1::GetLogsRequest>,
+    ) -> Result<Response<Self::GetLogsStream>, Status> {
+        let id = self.find(&request.into_inner().job_id).await?;
+        let store = self.context.store.clone();
+        let pages = stream::try_unfold(0, move |after| {
+            let (store, id) = (store.clone(), id.clone());
+            async move {
+                let events = store.events(&id, after, STREAM_PAGE as u32).await?;
+                let Some(last) = events.last().map(|event| event.seq) else { return Ok::<_, Status>(None) };
+                let entries = events
+                    .into_iter()
+                    .map(|event| v1::LogEntry {
+                        time: view::time(event.time),
+                        stage: event.stage,
+                        shard_id: event.shard,
+                        worker_id: event.worker,
+                        level: event.level,
+                        message: event.message,
+                    })
+                    .collect();
+                Ok(Some((v1::GetLogsResponse { entries }, last)))
+            }
+        });
+        Ok(Response::new(pages.boxed()))
+    }
+}

@@ -1,0 +1,16 @@
+//! Gives shards to workers.
+//!
+//! [`place`] decides, as a pure function of a snapshot, which pending shard goes to which worker; [`after_failure`]
+//! decides what becomes of a shard whose lease ended without a commit; [`Scheduler`] is the loop around them: it
+//! expires leases, lets the planner go on with jobs that changed, and grants what `place` decided. It holds nothing
+//! that the store does not: a restarted scheduler goes on where the last one was.
+
+mod actor;
+mod lease;
+mod placement;
+
+pub(crate) use actor::{Scheduler, SchedulerHandle};
+pub(crate) use lease::{
+    Failures, MAX_ATTEMPTS, MAX_INTERRUPTIONS, RETRY_BACKOFF, RetryPolicy, Verdict, after_failure,
+};
+pub(crate) use placement::{Offer, place};

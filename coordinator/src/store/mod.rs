@@ -1,0 +1,113 @@
+//! The job store: what the coordinator must not lose. One trait, one conformance suite, one implementation a
+//! database. Every method is one transaction; whatever it acknowledges is durable.
+
+mod clock;
+mod sqlite;
+mod types;
+
+#[cfg(test)]
+mod lease_model;
+#[cfg(test)]
+mod suite;
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use cappy_proto::{JobId, LeaseId, ShardId, WorkerId};
+
+pub(crate) use sqlite::SqliteStore;
+pub(crate) use types::*;
+
+use crate::scheduler::RetryPolicy;
+
+pub(crate) type Result<T> = std::result::Result<T, StoreError>;
+
+/// Durable state of jobs, shards and leases.
+#[async_trait]
+pub(crate) trait JobStore: Send + Sync + 'static {
+    /// Writes a job and its stages. A known idempotency key with the same spec returns the first job.
+    async fn submit(&self, job: NewJob) -> Result<Submitted>;
+    /// The id that `text` names: an id or a unique prefix of one.
+    async fn find_job(&self, text: &str) -> Result<JobId>;
+    /// A job with its stages.
+    async fn job(&self, id: &JobId) -> Result<JobRecord>;
+    /// Newest first, from before `before` on.
+    async fn list_jobs(&self, limit: u32, before: Option<&JobId>) -> Result<Vec<JobRow>>;
+    /// Jobs that have not ended, oldest first.
+    async fn active_jobs(&self) -> Result<Vec<JobId>>;
+    /// Ends a job that has not ended as `cancelled`; takes its leases back. False: it had ended before.
+    async fn cancel(&self, id: &JobId) -> Result<(bool, Vec<Revoked>)>;
+    /// Stops or resumes the granting of leases. False: it was so before. An ended job is refused.
+    async fn set_paused(&self, id: &JobId, paused: bool) -> Result<bool>;
+    /// Forgets an ended job. A job that has not ended is refused.
+    async fn delete(&self, id: &JobId) -> Result<()>;
+
+    /// Applies the planner's steps in one transaction.
+    async fn apply(&self, job: &JobId, steps: Vec<Step>) -> Result<Vec<Revoked>>;
+    /// Outputs of a committed stage with this fingerprint.
+    async fn reusable(&self, fingerprint: &str) -> Result<Option<StageOutputs>>;
+    /// Forgets such outputs, because an artifact of theirs is gone.
+    async fn forget_outputs(&self, fingerprint: &str) -> Result<()>;
+
+    /// What may be leased now: for every job that is neither paused nor ended, up to `per_job` shards of each
+    /// place (coordinator, worker), in stage order.
+    async fn pending(&self, per_job: u32) -> Result<Vec<PendingJob>>;
+    /// Leases a pending shard. None: somebody else was faster, or its job is paused or ended.
+    async fn lease(&self, shard: &ShardId, worker: &WorkerId, ttl: Duration) -> Result<Option<Granted>>;
+    /// Prolongs leases, which become `worker`'s. Leases that are not answered are held no more.
+    async fn extend(&self, worker: &WorkerId, leases: &[LeaseId], ttl: Duration) -> Result<Vec<Held>>;
+    /// Brings the deadline of a lost worker's leases forward to `grace` from now.
+    async fn shorten(&self, worker: &WorkerId, grace: Duration) -> Result<()>;
+    /// Commits a shard, once. A repetition is answered alike; any other late completion is `Fenced`.
+    async fn complete(&self, key: &LeaseKey, output: ShardOutput) -> Result<Completed>;
+    /// Ends an attempt that failed. A repetition changes nothing; a late one is `Fenced`.
+    async fn fail(&self, key: &LeaseKey, failure: AttemptFailure, retry: &RetryPolicy)
+    -> Result<FailOutcome>;
+    /// Takes back leases whose deadline has passed.
+    async fn expire(&self, retry: &RetryPolicy) -> Result<FailOutcome>;
+
+    /// Makes an uploaded artifact known; the row is its commit point.
+    async fn record_artifact(&self, id: &str, size_bytes: u64) -> Result<()>;
+    /// Size of a known artifact.
+    async fn artifact(&self, id: &str) -> Result<Option<u64>>;
+
+    /// A job's history after entry `after`, oldest first.
+    async fn events(&self, job: &JobId, after: i64, limit: u32) -> Result<Vec<Event>>;
+    /// Leases that workers hold.
+    async fn count_leased(&self) -> Result<u64>;
+    /// Counts for the metrics: jobs by state.
+    async fn count_jobs(&self) -> Result<Vec<(JobState, u64)>>;
+    /// Whether the store answers.
+    async fn check(&self) -> Result<()>;
+}
+
+/// Why the store refused or failed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum StoreError {
+    #[error("no {what} `{id}`")]
+    NotFound { what: &'static str, id: String },
+    #[error("`{prefix}` names several jobs: {}", .candidates.join(", "))]
+    Ambiguous { prefix: String, candidates: Vec<String> },
+    #[error("{0}")]
+    WrongState(String),
+    #[error("lease `{lease}` is no longer held: {reason}")]
+    Fenced { lease: LeaseId, reason: &'static str },
+    #[error("artifact `{id}` is not stored; upload it first")]
+    UnknownArtifact { id: String },
+    #[error("idempotency key `{key}` belongs to job `{job}`, which has another spec; use a new key")]
+    KeyConflict { key: String, job: JobId },
+    #[error("the store has schema {found}, this program knows up to {known}; run a newer cappy-coordinator")]
+    NewerSchema { found: i64, known: i64 },
+    #[error("the store is full")]
+    Full(#[source] rusqlite::Error),
+    #[error("the store is busy")]
+    Busy(#[source] rusqlite::Error),
+    #[error("the store has a row that this program cannot read: {0}")]
+    Corrupt(String),
+    #[error("the store failed")]
+    Sqlite(#[from] rusqlite::Error),
+    #[error("cannot open the store at `{path}`")]
+    Open { path: String, source: std::io::Error },
+    #[error("the store's thread ended early")]
+    Interrupted,
+}

@@ -1,0 +1,250 @@
+//! The planner's steps, and the end of a job.
+
+use cappy_proto::{JobId, ShardId};
+use rusqlite::{Transaction, params};
+
+use super::{
+    jobs,
+    rows::{self, Entry, collect, log},
+};
+use crate::store::*;
+
+pub(super) fn apply(tx: &Transaction<'_>, now: Millis, job: &JobId, steps: &[Step]) -> Result<Vec<Revoked>> {
+    if jobs::row(tx, job)?.state.is_terminal() {
+        return Ok(Vec::new());
+    }
+    let mut revoked = Vec::new();
+    for step in steps {
+        match step {
+            Step::Open { stage, fingerprint, shards } => {
+                open(tx, now, job, *stage, fingerprint.as_deref(), shards)?;
+            }
+            Step::Reuse { stage, fingerprint, outputs } => {
+                reuse(tx, now, job, *stage, fingerprint, outputs)?;
+            }
+            Step::Skip { stage, message } => {
+                end_waiting(tx, now, job, *stage, StageState::Skipped, message)?;
+            }
+            Step::Refuse { stage, message } => {
+                end_waiting(tx, now, job, *stage, StageState::Failed, message)?;
+            }
+            Step::Finish { state, message } => revoked.extend(finish(tx, now, job, *state, message)?),
+        }
+    }
+    tx.execute("UPDATE jobs SET updated_ms = ?1 WHERE id = ?2", params![now, job.as_str()])?;
+    Ok(revoked)
+}
+
+fn open(
+    tx: &Transaction<'_>,
+    now: Millis,
+    job: &JobId,
+    stage: u32,
+    fingerprint: Option<&str>,
+    shards: &[NewShard],
+) -> Result<()> {
+    let units: u64 = shards.iter().map(|shard| shard.units).sum();
+    let opened = tx.execute(
+        "UPDATE stages SET state = ?1, fingerprint = ?2, shards_total = ?3, units_total = ?4
+         WHERE job_id = ?5 AND idx = ?6 AND state = ?7",
+        params![
+            StageState::Running.code(),
+            fingerprint,
+            rows::to_i64(shards.len() as u64),
+            rows::to_i64(units),
+            job.as_str(),
+            stage,
+            StageState::Waiting.code(),
+        ],
+    )?;
+    if opened == 0 {
+        return Ok(());
+    }
+    let mut insert = tx.prepare_cached(
+        "INSERT INTO shards (id, job_id, stage, idx, local, task, requirements, units, state)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
+    )?;
+    for (index, shard) in shards.iter().enumerate() {
+        insert.execute(params![
+            ShardId::generate().as_str(),
+            job.as_str(),
+            stage,
+            rows::to_i64(index as u64),
+            shard.requirements.local,
+            shard.task,
+            rows::encode(&shard.requirements)?,
+            rows::to_i64(shard.units),
+            ShardState::Pending.code(),
+        ])?;
+    }
+    let message = format!("opened with {} shards", shards.len());
+    log_stage(tx, now, job, stage, "info", &message)?;
+    if shards.is_empty() {
+        finish_stage(tx, now, job, stage)?;
+    }
+    Ok(())
+}
+
+fn reuse(
+    tx: &Transaction<'_>,
+    now: Millis,
+    job: &JobId,
+    stage: u32,
+    fingerprint: &str,
+    outputs: &StageOutputs,
+) -> Result<()> {
+    let changed = tx.execute(
+        "UPDATE stages SET state = ?1, fingerprint = ?2, outputs = ?3, shards_total = ?4, shards_done = ?4,
+                units_done = units_total, message = 'reused from an earlier job'
+         WHERE job_id = ?5 AND idx = ?6 AND state = ?7",
+        params![
+            StageState::Reused.code(),
+            fingerprint,
+            rows::encode(outputs)?,
+            rows::to_i64(outputs.len() as u64),
+            job.as_str(),
+            stage,
+            StageState::Waiting.code(),
+        ],
+    )?;
+    if changed > 0 {
+        log_stage(tx, now, job, stage, "info", "reused the artifacts of an earlier job")?;
+    }
+    Ok(())
+}
+
+fn end_waiting(
+    tx: &Transaction<'_>,
+    now: Millis,
+    job: &JobId,
+    stage: u32,
+    state: StageState,
+    message: &str,
+) -> Result<()> {
+    let changed = tx.execute(
+        "UPDATE stages SET state = ?1, message = ?2 WHERE job_id = ?3 AND idx = ?4 AND state = ?5",
+        params![state.code(), message, job.as_str(), stage, StageState::Waiting.code()],
+    )?;
+    if changed > 0 {
+        let level = if state == StageState::Failed { "error" } else { "warn" };
+        log_stage(tx, now, job, stage, level, message)?;
+    }
+    Ok(())
+}
+
+/// Composes the outputs of a stage whose shards are all committed, and keeps them for reuse.
+pub(super) fn finish_stage(tx: &Transaction<'_>, now: Millis, job: &JobId, stage: u32) -> Result<()> {
+    let outputs: StageOutputs = collect(
+        tx,
+        "SELECT output FROM shards WHERE job_id = ?1 AND stage = ?2 ORDER BY idx",
+        params![job.as_str(), stage],
+        |row| rows::decode(&row.get::<_, Option<String>>(0)?.unwrap_or_default()),
+    )?;
+    let outputs = rows::encode(&outputs)?;
+    tx.execute(
+        "UPDATE stages SET state = ?1, outputs = ?2 WHERE job_id = ?3 AND idx = ?4 AND state = ?5",
+        params![StageState::Succeeded.code(), outputs, job.as_str(), stage, StageState::Running.code()],
+    )?;
+    tx.execute(
+        "INSERT INTO stage_outputs (fingerprint, outputs, created_ms)
+         SELECT fingerprint, outputs, ?1 FROM stages
+         WHERE job_id = ?2 AND idx = ?3 AND fingerprint IS NOT NULL
+         ON CONFLICT (fingerprint) DO NOTHING",
+        params![now, job.as_str(), stage],
+    )?;
+    log_stage(tx, now, job, stage, "info", "succeeded")
+}
+
+/// Ends a running stage because a shard of it failed for good; its other shards end with it.
+pub(super) fn fail_stage(
+    tx: &Transaction<'_>,
+    now: Millis,
+    job: &JobId,
+    stage: u32,
+    message: &str,
+) -> Result<Vec<Revoked>> {
+    tx.execute(
+        "UPDATE stages SET state = ?1, message = ?2 WHERE job_id = ?3 AND idx = ?4 AND state = ?5",
+        params![StageState::Failed.code(), message, job.as_str(), stage, StageState::Running.code()],
+    )?;
+    log_stage(tx, now, job, stage, "error", message)?;
+    revoke(tx, now, job, Some(stage))
+}
+
+pub(super) fn cancel(tx: &Transaction<'_>, now: Millis, job: &JobId) -> Result<(bool, Vec<Revoked>)> {
+    if jobs::row(tx, job)?.state.is_terminal() {
+        return Ok((false, Vec::new()));
+    }
+    let revoked = finish(tx, now, job, JobState::Cancelled, "cancelled on request")?;
+    Ok((true, revoked))
+}
+
+fn finish(
+    tx: &Transaction<'_>,
+    now: Millis,
+    job: &JobId,
+    state: JobState,
+    message: &str,
+) -> Result<Vec<Revoked>> {
+    let changed = tx.execute(
+        "UPDATE jobs SET state = ?1, message = ?2, updated_ms = ?3, ended_ms = ?3
+         WHERE id = ?4 AND state IN (1, 2, 3)",
+        params![state.code(), message, now, job.as_str()],
+    )?;
+    if changed == 0 {
+        return Ok(Vec::new());
+    }
+    tx.execute(
+        "UPDATE stages SET state = ?1 WHERE job_id = ?2 AND state IN (1, 2)",
+        params![StageState::Cancelled.code(), job.as_str()],
+    )?;
+    let level = if state == JobState::Succeeded { "info" } else { "warn" };
+    let line =
+        if message.is_empty() { state.word().to_owned() } else { format!("{}: {message}", state.word()) };
+    log(tx, now, job.as_str(), &Entry { level, message: &line, ..Default::default() })?;
+    revoke(tx, now, job, None)
+}
+
+/// Ends all shards of a job, or of one stage, that have not ended.
+fn revoke(tx: &Transaction<'_>, now: Millis, job: &JobId, stage: Option<u32>) -> Result<Vec<Revoked>> {
+    let revoked = collect(
+        tx,
+        "SELECT lease_id, worker_id FROM shards
+         WHERE job_id = ?1 AND state = ?2 AND (?3 IS NULL OR stage = ?3)",
+        params![job.as_str(), ShardState::Leased.code(), stage],
+        |row| {
+            Ok(Revoked {
+                lease: rows::lease_id(&row.get::<_, String>(0)?)?,
+                worker: rows::worker_id(&row.get::<_, String>(1)?)?,
+                job: job.clone(),
+            })
+        },
+    )?;
+    for lease in &revoked {
+        tx.execute(
+            "UPDATE leases SET ended_ms = ?1, outcome = ?2 WHERE id = ?3",
+            params![now, LeaseOutcome::Revoked.code(), lease.lease.as_str()],
+        )?;
+    }
+    tx.execute(
+        "UPDATE shards SET state = ?1 WHERE job_id = ?2 AND state IN (1, 2) AND (?3 IS NULL OR stage = ?3)",
+        params![ShardState::Cancelled.code(), job.as_str(), stage],
+    )?;
+    Ok(revoked)
+}
+
+fn log_stage(
+    tx: &Transaction<'_>,
+    now: Millis,
+    job: &JobId,
+    stage: u32,
+    level: &'static str,
+    message: &str,
+) -> Result<()> {
+    let name: String = tx.query_row(
+        "SELECT name FROM stages WHERE job_id = ?1 AND idx = ?2",
+        params![job.as_str(), stage],
+        |row| row.get(0),
+    )?;
+    log(tx, now, job.as_str(), &Entry { stage: &name, level, message, ..Default::default() })
+}

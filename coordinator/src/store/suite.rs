@@ -1,0 +1,400 @@
+//! What every job store must do. `job_store_suite!` runs it on one implementation: it is given a function from an empty
+//! folder to a store and a closure that moves the store's clock.
+
+use std::time::Duration;
+
+use cappy_proto::{JobId, LeaseId, ShardId, WorkerId};
+
+use super::*;
+
+/// Defines one test a promise for the store that `$open` makes.
+macro_rules! job_store_suite {
+    ($open:expr) => {
+        crate::store::suite::job_store_suite!(@tests $open;
+            a_job_is_submitted_once_a_key,
+            a_job_is_found_by_a_unique_prefix,
+            jobs_are_listed_newest_first_in_pages,
+            stages_open_commit_and_are_reused,
+            a_shard_commits_exactly_once,
+            an_expired_lease_is_granted_again_and_its_holder_fenced,
+            a_kept_lease_does_not_expire_and_a_lost_worker_s_does_sooner,
+            attempts_are_counted_and_the_last_ends_the_stage,
+            cancel_and_completion_have_one_winner,
+            a_paused_job_gets_no_leases,
+            only_ended_jobs_are_deleted,
+            unknown_artifacts_are_not_committed,
+        );
+        #[tokio::test]
+        async fn a_store_opened_again_knows_everything() {
+            let folder = tempfile::tempdir().unwrap();
+            let (store, _) = ($open)(folder.path());
+            let (job, granted) = crate::store::suite::running_job(&store, 1).await;
+            drop(store);
+            let (store, _) = ($open)(folder.path());
+            crate::store::suite::finds_it_again(&store, &job, &granted).await;
+        }
+    };
+    (@tests $open:expr; $($name:ident),+ $(,)?) => {
+        $(
+            #[tokio::test]
+            async fn $name() {
+                let folder = tempfile::tempdir().unwrap();
+                let (store, advance) = ($open)(folder.path());
+                crate::store::suite::$name(&store, &advance).await;
+            }
+        )+
+    };
+}
+pub(super) use job_store_suite;
+
+pub(super) const TTL: Duration = Duration::from_secs(30);
+
+pub(super) fn retry() -> RetryPolicy {
+    RetryPolicy { max_attempts: 3, max_interruptions: 100, backoff: Duration::from_secs(1) }
+}
+
+pub(super) fn new_job(key: Option<&str>, stages: usize) -> NewJob {
+    NewJob {
+        id: JobId::generate(),
+        idempotency_key: key.map(str::to_owned),
+        kind: "bigbench".into(),
+        title: "a title".into(),
+        spec: b"spec".to_vec(),
+        stages: (0..stages)
+            .map(|index| NewStage {
+                name: format!("stage/{index}"),
+                kind: "generate".into(),
+                plan: "{}".into(),
+                units_total: 10,
+            })
+            .collect(),
+    }
+}
+
+pub(super) fn shards(count: usize) -> Vec<NewShard> {
+    let requirements = Requirements { inputs: vec!["input".into()], ..Default::default() };
+    (0..count)
+        .map(|index| NewShard {
+            task: vec![u8::try_from(index).unwrap()],
+            units: 5,
+            requirements: requirements.clone(),
+        })
+        .collect()
+}
+
+fn open_step(stage: u32, fingerprint: Option<&str>, count: usize) -> Step {
+    Step::Open { stage, fingerprint: fingerprint.map(str::to_owned), shards: shards(count) }
+}
+
+/// A job of two stages whose first is open, and a lease on its first shard.
+pub(super) async fn running_job(store: &dyn JobStore, count: usize) -> (JobId, Granted) {
+    let job = new_job(None, 2);
+    let id = job.id.clone();
+    store.submit(job).await.unwrap();
+    store.apply(&id, vec![open_step(0, Some("fp"), count)]).await.unwrap();
+    let granted = grant_one(store, &WorkerId::generate()).await.unwrap();
+    (id, granted)
+}
+
+/// Leases whatever is pending first.
+async fn grant_one(store: &dyn JobStore, worker: &WorkerId) -> Option<Granted> {
+    let pending = store.pending(10).await.unwrap();
+    let shard = pending.iter().flat_map(|job| &job.shards).next()?;
+    store.lease(&shard.id, worker, TTL).await.unwrap()
+}
+
+fn key(granted: &Granted) -> LeaseKey {
+    LeaseKey {
+        lease: granted.lease.clone(),
+        fencing_token: granted.fencing_token,
+        shard: granted.shard.clone(),
+    }
+}
+
+async fn output(store: &dyn JobStore, id: &str) -> ShardOutput {
+    store.record_artifact(id, 7).await.unwrap();
+    let artifact = NamedOutput { name: "rows.jsonl".into(), id: id.into(), size_bytes: 7 };
+    ShardOutput { artifacts: vec![artifact], ..Default::default() }
+}
+
+fn failure(class: FailureClass) -> AttemptFailure {
+    AttemptFailure { class, code: "internal".into(), message: "it broke".into() }
+}
+
+async fn shard_of(store: &dyn JobStore, job: &JobId) -> StageRow {
+    store.job(job).await.unwrap().stages.into_iter().next().unwrap()
+}
+
+pub(super) async fn a_job_is_submitted_once_a_key(store: &dyn JobStore, _: &impl Fn(Duration)) {
+    let first = new_job(Some("k"), 3);
+    let id = first.id.clone();
+    assert_eq!(store.submit(first).await.unwrap(), Submitted::New);
+    assert_eq!(store.submit(new_job(Some("k"), 3)).await.unwrap(), Submitted::Existing(id.clone()));
+    let mut other = new_job(Some("k"), 3);
+    other.spec = b"other".to_vec();
+    let error = store.submit(other).await.unwrap_err().to_string();
+    assert!(error.contains("`k`") && error.contains(id.as_str()), "{error}");
+    assert_eq!(store.submit(new_job(None, 1)).await.unwrap(), Submitted::New);
+    assert_eq!(store.submit(new_job(None, 1)).await.unwrap(), Submitted::New);
+    let record = store.job(&id).await.unwrap();
+    assert_eq!(
+        (record.row.state, record.spec.as_slice(), record.stages.len()),
+        (JobState::Queued, &b"spec"[..], 3)
+    );
+    assert_eq!(store.active_jobs().await.unwrap()[0], id);
+    assert_eq!(store.active_jobs().await.unwrap().len(), 3);
+}
+
+pub(super) async fn a_job_is_found_by_a_unique_prefix(store: &dyn JobStore, _: &impl Fn(Duration)) {
+    let jobs: Vec<NewJob> = (0..3).map(|_| new_job(None, 1)).collect();
+    let ids: Vec<JobId> = jobs.iter().map(|job| job.id.clone()).collect();
+    for job in jobs {
+        store.submit(job).await.unwrap();
+    }
+    for id in &ids {
+        assert_eq!(&store.find_job(id.as_str()).await.unwrap(), id);
+        assert_eq!(&store.find_job(&id.as_str()[4..]).await.unwrap(), id);
+    }
+    match store.find_job("job_").await.unwrap_err() {
+        StoreError::Ambiguous { candidates, .. } => assert_eq!(candidates.len(), 3),
+        other => panic!("{other}"),
+    }
+    for text in ["job_zzz", "", "%", "../x", "job_'", &"9".repeat(1000)] {
+        let error = store.find_job(text).await.unwrap_err();
+        assert!(matches!(error, StoreError::NotFound { .. }), "{text}: {error}");
+    }
+}
+
+pub(super) async fn jobs_are_listed_newest_first_in_pages(store: &dyn JobStore, _: &impl Fn(Duration)) {
+    let mut ids = Vec::new();
+    for _ in 0..5 {
+        let job = new_job(None, 1);
+        ids.push(job.id.clone());
+        store.submit(job).await.unwrap();
+    }
+    ids.reverse();
+    let page = |rows: Vec<JobRow>| rows.into_iter().map(|row| row.id).collect::<Vec<_>>();
+    assert_eq!(page(store.list_jobs(3, None).await.unwrap()), ids[..3]);
+    assert_eq!(page(store.list_jobs(3, Some(&ids[2])).await.unwrap()), ids[3..]);
+    assert!(store.list_jobs(3, Some(&JobId::generate())).await.is_err());
+}
+
+pub(super) async fn stages_open_commit_and_are_reused(store: &dyn JobStore, _: &impl Fn(Duration)) {
+    let (job, first) = running_job(store, 2).await;
+    assert_eq!((first.task.as_slice(), first.units, first.attempt), (&[0][..], 5, 1));
+    assert_eq!(store.count_leased().await.unwrap(), 1);
+    let second = grant_one(store, &WorkerId::generate()).await.unwrap();
+    assert!(grant_one(store, &WorkerId::generate()).await.is_none());
+    assert_eq!(store.job(&job).await.unwrap().row.state, JobState::Running);
+
+    // The second shard is done first; outputs stand in the shards' order nevertheless.
+    let done = store.complete(&key(&second), output(store, "b").await).await.unwrap();
+    assert_eq!(done, Completed { newly_committed: true, job: job.clone(), stage_ended: false });
+    assert!(store.reusable("fp").await.unwrap().is_none());
+    let done = store.complete(&key(&first), output(store, "a").await).await.unwrap();
+    assert!(done.stage_ended);
+    let stage = shard_of(store, &job).await;
+    assert_eq!((stage.state, stage.shards_done, stage.units_done), (StageState::Succeeded, 2, 10));
+    let outputs = stage.outputs.unwrap();
+    let ids: Vec<&str> = outputs.iter().flat_map(|shard| &shard.artifacts).map(|a| a.id.as_str()).collect();
+    assert_eq!(ids, ["a", "b"]);
+
+    let reusable = store.reusable("fp").await.unwrap().unwrap();
+    assert_eq!(reusable, outputs);
+    let reuse = Step::Reuse { stage: 1, fingerprint: "fp".into(), outputs: reusable };
+    let skip_late = Step::Skip { stage: 1, message: "late".into() };
+    let finish = Step::Finish { state: JobState::Succeeded, message: String::new() };
+    store.apply(&job, vec![reuse, skip_late, finish]).await.unwrap();
+    let record = store.job(&job).await.unwrap();
+    assert_eq!((record.row.state, record.stages[1].state), (JobState::Succeeded, StageState::Reused));
+    assert!(record.row.ended.is_some());
+    store.forget_outputs("fp").await.unwrap();
+    assert!(store.reusable("fp").await.unwrap().is_none());
+
+    let log: Vec<String> =
+        store.events(&job, 0, 100).await.unwrap().into_iter().map(|event| event.message).collect();
+    assert_eq!(log[0], "submitted: 2 stages");
+    assert!(log.iter().any(|line| line.starts_with("shard 2 of 2 committed")), "{log:?}");
+    assert_eq!(log.last().unwrap(), "succeeded");
+    let tail = store.events(&job, 2, 1).await.unwrap();
+    assert_eq!((tail.len(), &tail[0].message), (1, &log[2]));
+}
+
+pub(super) async fn a_shard_commits_exactly_once(store: &dyn JobStore, _: &impl Fn(Duration)) {
+    let (job, granted) = running_job(store, 1).await;
+    assert!(store.lease(&granted.shard, &WorkerId::generate(), TTL).await.unwrap().is_none());
+    let made = output(store, "a").await;
+    for wrong in [
+        LeaseKey { fencing_token: granted.fencing_token + 1, ..key(&granted) },
+        LeaseKey { lease: LeaseId::generate(), ..key(&granted) },
+    ] {
+        let error = store.complete(&wrong, made.clone()).await.unwrap_err();
+        assert!(matches!(error, StoreError::Fenced { .. }), "{error}");
+    }
+    let error = store
+        .complete(&LeaseKey { shard: ShardId::generate(), ..key(&granted) }, made.clone())
+        .await
+        .unwrap_err();
+    assert!(matches!(error, StoreError::NotFound { .. }), "{error}");
+    assert!(store.complete(&key(&granted), made.clone()).await.unwrap().newly_committed);
+    for _ in 0..2 {
+        let again = store.complete(&key(&granted), made.clone()).await.unwrap();
+        assert_eq!(again, Completed { newly_committed: false, job: job.clone(), stage_ended: false });
+    }
+    let late = store.fail(&key(&granted), failure(FailureClass::Attempt), &retry()).await.unwrap_err();
+    assert!(matches!(late, StoreError::Fenced { .. }), "{late}");
+    assert_eq!(shard_of(store, &job).await.shards_done, 1);
+}
+
+pub(super) async fn an_expired_lease_is_granted_again_and_its_holder_fenced(
+    store: &dyn JobStore,
+    advance: &impl Fn(Duration),
+) {
+    let (job, lost) = running_job(store, 1).await;
+    assert_eq!(store.expire(&retry()).await.unwrap(), FailOutcome::default());
+    advance(TTL);
+    let expired = store.expire(&retry()).await.unwrap();
+    assert_eq!(expired.revoked.iter().map(|revoked| &revoked.lease).collect::<Vec<_>>(), [&lost.lease]);
+    assert!(store.extend(&WorkerId::generate(), &[lost.lease.clone()], TTL).await.unwrap().is_empty());
+    let made = output(store, "a").await;
+    assert!(matches!(store.complete(&key(&lost), made.clone()).await, Err(StoreError::Fenced { .. })));
+
+    let next = grant_one(store, &WorkerId::generate()).await.unwrap();
+    assert!(next.fencing_token > lost.fencing_token);
+    assert_eq!(next.attempt, 1, "an expired lease is no attempt");
+    assert!(matches!(store.complete(&key(&lost), made.clone()).await, Err(StoreError::Fenced { .. })));
+    assert!(store.complete(&key(&next), made.clone()).await.unwrap().newly_committed);
+    assert!(matches!(store.complete(&key(&lost), made).await, Err(StoreError::Fenced { .. })));
+    assert_eq!(shard_of(store, &job).await.shards_done, 1);
+}
+
+pub(super) async fn a_kept_lease_does_not_expire_and_a_lost_worker_s_does_sooner(
+    store: &dyn JobStore,
+    advance: &impl Fn(Duration),
+) {
+    let (_, granted) = running_job(store, 1).await;
+    // The worker comes back under a new id with the lease in hand.
+    let returned = WorkerId::generate();
+    for _ in 0..3 {
+        advance(TTL / 2);
+        let held = store.extend(&returned, &[granted.lease.clone(), LeaseId::generate()], TTL).await.unwrap();
+        assert_eq!(held.len(), 1);
+        assert_eq!((&held[0].lease, held[0].units), (&granted.lease, 5));
+        assert!(store.expire(&retry()).await.unwrap().revoked.is_empty());
+    }
+    store.shorten(&WorkerId::generate(), Duration::ZERO).await.unwrap();
+    store.shorten(&returned, TTL / 10).await.unwrap();
+    assert!(store.expire(&retry()).await.unwrap().revoked.is_empty());
+    advance(TTL / 10);
+    let revoked = store.expire(&retry()).await.unwrap().revoked;
+    assert_eq!(revoked.iter().map(|lease| &lease.worker).collect::<Vec<_>>(), [&returned]);
+}
+
+pub(super) async fn attempts_are_counted_and_the_last_ends_the_stage(
+    store: &dyn JobStore,
+    advance: &impl Fn(Duration),
+) {
+    let (job, mut granted) = running_job(store, 2).await;
+    let poison = granted.shard.clone();
+    let other = grant_one(store, &WorkerId::generate()).await.unwrap();
+    let classes = [FailureClass::Infrastructure, FailureClass::Attempt, FailureClass::Attempt];
+    for (class, next_attempt) in classes.into_iter().zip([1, 2, 3]) {
+        let outcome = store.fail(&key(&granted), failure(class), &retry()).await.unwrap();
+        assert_eq!(outcome, FailOutcome::default());
+        let again = store.fail(&key(&granted), failure(class), &retry()).await.unwrap();
+        assert_eq!(again, FailOutcome::default(), "a repeated failure changes nothing");
+        assert!(grant_one(store, &WorkerId::generate()).await.is_none(), "it waits before it is tried again");
+        advance(Duration::from_secs(2));
+        granted = grant_one(store, &WorkerId::generate()).await.unwrap();
+        assert_eq!((&granted.shard, granted.attempt), (&poison, next_attempt));
+    }
+    let outcome = store.fail(&key(&granted), failure(FailureClass::Attempt), &retry()).await.unwrap();
+    assert_eq!(outcome.ended, std::slice::from_ref(&job));
+    assert_eq!(outcome.revoked.iter().map(|lease| &lease.lease).collect::<Vec<_>>(), [&other.lease]);
+    let record = store.job(&job).await.unwrap();
+    assert_eq!((record.stages[0].state, record.stages[0].message.as_str()), (StageState::Failed, "it broke"));
+    let set_aside = SetAside {
+        shard: poison,
+        stage: "stage/0".into(),
+        code: "internal".into(),
+        message: "it broke".into(),
+        attempts: 3,
+    };
+    assert_eq!(record.failures, [set_aside]);
+    assert!(!record.row.state.is_terminal(), "the planner ends the job");
+    assert!(matches!(
+        store.complete(&key(&other), output(store, "a").await).await,
+        Err(StoreError::Fenced { .. })
+    ));
+
+    let (job, granted) = running_job(store, 1).await;
+    let outcome = store.fail(&key(&granted), failure(FailureClass::Permanent), &retry()).await.unwrap();
+    assert_eq!(outcome.ended, [job], "a permanent failure is not tried again");
+}
+
+pub(super) async fn cancel_and_completion_have_one_winner(store: &dyn JobStore, _: &impl Fn(Duration)) {
+    let (job, granted) = running_job(store, 2).await;
+    let (cancelled, revoked) = store.cancel(&job).await.unwrap();
+    assert!(cancelled);
+    assert_eq!(revoked.iter().map(|lease| &lease.lease).collect::<Vec<_>>(), [&granted.lease]);
+    let late = store.complete(&key(&granted), output(store, "a").await).await;
+    assert!(matches!(late, Err(StoreError::Fenced { .. })));
+    assert!(grant_one(store, &WorkerId::generate()).await.is_none());
+    assert!(!store.cancel(&job).await.unwrap().0);
+    let finish = Step::Finish { state: JobState::Succeeded, message: String::new() };
+    store.apply(&job, vec![finish, open_step(1, None, 1)]).await.unwrap();
+    let record = store.job(&job).await.unwrap();
+    assert_eq!(record.row.state, JobState::Cancelled);
+    assert!(record.stages.iter().all(|stage| stage.state == StageState::Cancelled));
+    assert!(store.active_jobs().await.unwrap().is_empty());
+    assert!(matches!(store.set_paused(&job, true).await, Err(StoreError::WrongState(_))));
+    assert_eq!(store.count_jobs().await.unwrap(), [(JobState::Cancelled, 1)]);
+}
+
+pub(super) async fn a_paused_job_gets_no_leases(store: &dyn JobStore, _: &impl Fn(Duration)) {
+    let (job, granted) = running_job(store, 2).await;
+    let pending = store.pending(10).await.unwrap()[0].shards[0].id.clone();
+    assert!(store.set_paused(&job, true).await.unwrap());
+    assert!(!store.set_paused(&job, true).await.unwrap());
+    assert!(store.pending(10).await.unwrap().is_empty());
+    assert!(store.lease(&pending, &WorkerId::generate(), TTL).await.unwrap().is_none());
+    assert!(store.complete(&key(&granted), output(store, "a").await).await.unwrap().newly_committed);
+    assert_eq!(store.job(&job).await.unwrap().row.state, JobState::Paused);
+    assert!(store.set_paused(&job, false).await.unwrap());
+    assert!(store.lease(&pending, &WorkerId::generate(), TTL).await.unwrap().is_some());
+}
+
+pub(super) async fn only_ended_jobs_are_deleted(store: &dyn JobStore, _: &impl Fn(Duration)) {
+    let (job, _) = running_job(store, 1).await;
+    assert!(matches!(store.delete(&job).await, Err(StoreError::WrongState(_))));
+    store.cancel(&job).await.unwrap();
+    store.delete(&job).await.unwrap();
+    assert!(matches!(store.job(&job).await, Err(StoreError::NotFound { .. })));
+    assert!(matches!(store.delete(&job).await, Err(StoreError::NotFound { .. })));
+    assert!(store.events(&job, 0, 10).await.unwrap().is_empty());
+}
+
+pub(super) async fn unknown_artifacts_are_not_committed(store: &dyn JobStore, _: &impl Fn(Duration)) {
+    let (job, granted) = running_job(store, 1).await;
+    let artifact = |id: &str, size_bytes| NamedOutput { name: "x".into(), id: id.into(), size_bytes };
+    store.record_artifact("known", 7).await.unwrap();
+    store.record_artifact("known", 9).await.unwrap();
+    assert_eq!(store.artifact("known").await.unwrap(), Some(7));
+    assert_eq!(store.artifact("other").await.unwrap(), None);
+    for wrong in [artifact("other", 7), artifact("known", 8)] {
+        let made = ShardOutput { artifacts: vec![wrong], ..Default::default() };
+        let error = store.complete(&key(&granted), made).await.unwrap_err();
+        assert!(matches!(error, StoreError::UnknownArtifact { .. }), "{error}");
+    }
+    assert_eq!(shard_of(store, &job).await.shards_done, 0);
+    let made = ShardOutput { artifacts: vec![artifact("known", 7)], ..Default::default() };
+    assert!(store.complete(&key(&granted), made).await.unwrap().newly_committed);
+}
+
+pub(super) async fn finds_it_again(store: &dyn JobStore, job: &JobId, granted: &Granted) {
+    let record = store.job(job).await.unwrap();
+    assert_eq!((record.row.state, record.stages[0].state), (JobState::Running, StageState::Running));
+    assert_eq!(store.active_jobs().await.unwrap(), std::slice::from_ref(job));
+    assert_eq!(store.count_leased().await.unwrap(), 1);
+    assert!(store.complete(&key(granted), output(store, "a").await).await.unwrap().newly_committed);
+}

@@ -293,7 +293,8 @@ mod tests {
         let one = |shape: &str, offsets: &str| {
             format!(r#"{{"x":{{"dtype":"F32","shape":{shape},"data_offsets":{offsets}}}}}"#)
         };
-        let table: Vec<(String, usize, fn(&HeaderError) -> bool)> = vec![
+        type Expected = fn(&HeaderError) -> bool;
+        let table: Vec<(String, usize, Expected)> = vec![
             ("{".into(), 0, |e| matches!(e, E::NotJson(_))),
             ("[]".into(), 0, |e| matches!(e, E::NotJson(_))),
             ("[".repeat(100_000), 0, |e| matches!(e, E::NotJson(_))),

@@ -125,7 +125,7 @@ pub fn short_names() -> String {
     names.join(", ")
 }
 
-/// Short names that differ from `name` by few keystrokes, best first.
+/// The short names that `name` is nearest to, if few keystrokes apart.
 pub(crate) fn similar_short_names(name: &str) -> Vec<&'static str> {
     let wanted = name.split('@').next().unwrap_or(name);
     let wanted = wanted.rsplit('/').next().unwrap_or(wanted).to_ascii_lowercase();
@@ -137,7 +137,8 @@ pub(crate) fn similar_short_names(name: &str) -> Vec<&'static str> {
         .filter(|(distance, short)| *distance <= short.len() / 3)
         .collect();
     near.sort_unstable();
-    near.into_iter().take(2).map(|(_, short)| short).collect()
+    let best = near.first().map(|(distance, _)| *distance);
+    near.into_iter().filter(|(distance, _)| Some(*distance) == best).map(|(_, short)| short).collect()
 }
 
 /// Levenshtein distance over bytes.
@@ -221,7 +222,7 @@ mod tests {
     #[test]
     fn a_slip_of_the_finger_is_recognised() {
         assert_eq!(similar_short_names("flan-t5-smal"), ["flan-t5-small"]);
-        assert_eq!(similar_short_names("google/flan-t5-xxxl"), ["flan-t5-xxl", "flan-t5-xl"]);
+        assert_eq!(similar_short_names("google/flan-t5-xxxl"), ["flan-t5-xxl"]);
         assert_eq!(similar_short_names("capy-large"), ["cappy-large"]);
         assert!(similar_short_names("llama-3").is_empty());
     }

@@ -104,6 +104,12 @@ fn append(
 ) -> Result<(), Attempt> {
     let disk = |reason| Attempt::Final(DownloadError::Disk { file: file.to_owned(), reason });
     let (start, body) = protocol.open(commit, file, *have)?;
+    if let Some(length) = body.content_length()
+        && start.saturating_add(length) != info.size
+    {
+        let found = start.saturating_add(length).to_string();
+        return Err(Attempt::Final(damaged(file, "size", found, info.size.to_string())));
+    }
     *have = start;
     out.seek(SeekFrom::Start(start)).map_err(disk)?;
     let mut reader = body.into_with_config().limit(info.size - start + 1).reader();

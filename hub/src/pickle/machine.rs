@@ -7,8 +7,8 @@ use std::collections::HashMap;
 use std::rc::Rc;
 
 use super::PickleError;
+use super::globals::Global;
 use super::view::{StorageRef, View};
-use crate::header::Dtype;
 
 /// A value of the machine.
 #[derive(Clone, Debug)]
@@ -24,45 +24,6 @@ pub(super) enum Value {
     Global(Global),
     Storage(usize),
     Tensor(usize),
-}
-
-/// The only classes and functions there are.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Global {
-    OrderedDict,
-    RebuildTensor,
-    RebuildTensorV2,
-    RebuildParameter,
-    Storage(Dtype),
-}
-
-impl Global {
-    fn find(module: &str, name: &str) -> Result<Self, PickleError> {
-        let storage = |name: &str| {
-            Some(Self::Storage(match name {
-                "FloatStorage" => Dtype::F32,
-                "HalfStorage" => Dtype::F16,
-                "BFloat16Storage" => Dtype::BF16,
-                "DoubleStorage" => Dtype::F64,
-                "LongStorage" => Dtype::I64,
-                "IntStorage" => Dtype::I32,
-                "ShortStorage" => Dtype::I16,
-                "CharStorage" => Dtype::I8,
-                "ByteStorage" => Dtype::U8,
-                "BoolStorage" => Dtype::Bool,
-                _ => return None,
-            }))
-        };
-        let known = match (module, name) {
-            ("collections", "OrderedDict") => Some(Self::OrderedDict),
-            ("torch._utils", "_rebuild_tensor") => Some(Self::RebuildTensor),
-            ("torch._utils", "_rebuild_tensor_v2") => Some(Self::RebuildTensorV2),
-            ("torch._utils", "_rebuild_parameter") => Some(Self::RebuildParameter),
-            ("torch" | "torch.cuda", name) => storage(name),
-            _ => None,
-        };
-        known.ok_or_else(|| PickleError::ForbiddenGlobal(format!("{module}.{name}")))
-    }
 }
 
 /// Everything that one pickle made.
@@ -402,7 +363,7 @@ impl Machine {
 }
 
 fn pairs(items: Vec<Value>) -> Result<Vec<(Value, Value)>, PickleError> {
-    if items.len() % 2 != 0 {
+    if !items.len().is_multiple_of(2) {
         return Err(PickleError::Malformed("a dict has a key without value"));
     }
     let mut items = items.into_iter();

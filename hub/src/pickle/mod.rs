@@ -3,6 +3,7 @@
 //! can run code.
 
 mod container;
+mod globals;
 mod machine;
 mod view;
 

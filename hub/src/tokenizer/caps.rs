@@ -1,7 +1,10 @@
 //! What a foreign `tokenizer.json` may contain: patterns of bounded length without nested repetition, so that no
-//! input can make the regex engine backtrack exponentially. Nesting of the JSON is bounded by its parser.
+//! input can make the regex engine backtrack exponentially, and sound tables of character replacements. Nesting of
+//! the JSON is bounded by its parser.
 
 use serde_json::Value;
+
+use super::charsmap;
 
 /// The longest pattern of known tokenizers has about 400 bytes.
 const MAX_PATTERN_BYTES: usize = 2048;
@@ -9,13 +12,19 @@ const MAX_PATTERN_BYTES: usize = 2048;
 /// Normalizers and pre-tokenizers of known tokenizers hold a handful.
 const MAX_PATTERNS: usize = 64;
 
-/// Refuses patterns that may run away.
+/// Refuses patterns that may run away, and tables that lead outside.
 pub(super) fn check(tokenizer: &Value) -> Result<(), String> {
-    let mut patterns = Vec::new();
+    let (mut patterns, mut tables) = (Vec::new(), Vec::new());
     for part in ["normalizer", "pre_tokenizer", "post_processor", "decoder"] {
         if let Some(value) = tokenizer.get(part) {
-            collect(value, &mut patterns);
+            collect(value, "Regex", &mut patterns);
+            collect(value, "precompiled_charsmap", &mut tables);
         }
+    }
+    for table in tables.into_iter().filter(|table| !table.is_empty()) {
+        let table =
+            charsmap::from_base64(table).ok_or("its table of character replacements is not base64")?;
+        charsmap::check(&table)?;
     }
     if patterns.len() > MAX_PATTERNS {
         return Err(format!(
@@ -37,18 +46,18 @@ pub(super) fn check(tokenizer: &Value) -> Result<(), String> {
     Ok(())
 }
 
-/// Values of all `Regex` keys. Recursion is as deep as the JSON parser allowed.
-fn collect<'a>(value: &'a Value, patterns: &mut Vec<&'a str>) {
+/// All texts under a key. Recursion is as deep as the JSON parser allowed.
+fn collect<'a>(value: &'a Value, wanted: &str, found: &mut Vec<&'a str>) {
     match value {
         Value::Object(fields) => {
             for (key, field) in fields {
                 match field {
-                    Value::String(pattern) if key == "Regex" => patterns.push(pattern),
-                    other => collect(other, patterns),
+                    Value::String(text) if key == wanted => found.push(text),
+                    other => collect(other, wanted, found),
                 }
             }
         }
-        Value::Array(items) => items.iter().for_each(|item| collect(item, patterns)),
+        Value::Array(items) => items.iter().for_each(|item| collect(item, wanted, found)),
         _ => {}
     }
 }
@@ -125,6 +134,8 @@ mod tests {
         }
         let nested = serde_json::json!({"pre_tokenizer": {"list": [{"pattern": {"Regex": "(a+)+$"}}]}});
         assert!(check(&nested).unwrap_err().contains("(a+)+$"));
+        let damaged = serde_json::json!({"normalizer": {"precompiled_charsmap": "AAAA"}});
+        assert!(check(&damaged).unwrap_err().contains("damaged"));
         let long = serde_json::json!({"normalizer": {"pattern": {"Regex": "a".repeat(5000)}}});
         assert!(check(&long).unwrap_err().contains("5000 bytes"));
         // A token may be called anything.

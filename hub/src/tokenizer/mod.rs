@@ -1,8 +1,10 @@
-//! Every model directory ends up with a `tokenizer.json`. [`TokenizerSource`] says what it is made from, one file a
-//! family builds it ([`byte_level`], [`wordpiece`], [`sentencepiece`]), and [`caps`] bounds what a foreign one may do.
+//! Every model directory ends up with a `tokenizer.json`. [`TokenizerSource`] says what it is made from, one file
+//! a family builds it ([`byte_level`], [`wordpiece`], [`sentencepiece`]), and [`caps`] and
+//! [`charsmap`] bound what a foreign one may do.
 
 mod byte_level;
 mod caps;
+mod charsmap;
 mod sentencepiece;
 mod special;
 mod wordpiece;
@@ -149,7 +151,7 @@ pub fn load_tokenizer(dir: &Path) -> Result<Tokenizer, TokenizerError> {
 }
 
 /// The tokenizers library indexes by what the file says in places, so a malformed file may panic; that ends here.
-/// The trial encoding reaches the normalizer's tables, which loading does not.
+/// The trial encoding reaches what loading does not.
 fn parse(text: &[u8]) -> Result<Tokenizer, String> {
     const TRIAL: &str = "A trial\u{a0}of \u{fb01}ne, na\u{ef}ve \u{4e2d}\u{6587} \u{1f600} 1.5\u{2028}x";
     let loaded = catch_unwind(AssertUnwindSafe(|| {

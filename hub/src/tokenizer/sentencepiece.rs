@@ -10,7 +10,7 @@ use prost::Message;
 use serde_json::{Value, json};
 
 use super::special::{Settings, Special, assemble, template};
-use super::{TokenizerError, TokenizerSource};
+use super::{TokenizerError, TokenizerSource, charsmap};
 use crate::check::read_capped;
 
 const MAX_BYTES: u64 = 64 << 20;
@@ -163,9 +163,10 @@ fn assemble_unigram(
 
     let mut normalizers = Vec::new();
     if let Some(spec) = proto.normalizer_spec.as_ref().filter(|spec| !spec.precompiled_charsmap.is_empty()) {
-        check_charsmap(&spec.precompiled_charsmap).map_err(|reason| TokenizerError::invalid(file, reason))?;
-        let charsmap = base64(&spec.precompiled_charsmap);
-        normalizers.push(json!({"type": "Precompiled", "precompiled_charsmap": charsmap}));
+        charsmap::check(&spec.precompiled_charsmap)
+            .map_err(|reason| TokenizerError::invalid(file, reason))?;
+        let table = charsmap::to_base64(&spec.precompiled_charsmap);
+        normalizers.push(json!({"type": "Precompiled", "precompiled_charsmap": table}));
     }
     normalizers.push(json!({"type": "Strip", "strip_left": false, "strip_right": true}));
     normalizers.push(json!({"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": SPACE}));
@@ -186,49 +187,4 @@ fn assemble_unigram(
         ("decoder", metaspace),
         ("model", json!({"type": "Unigram", "unk_id": unk_id, "vocab": pieces, "byte_fallback": false})),
     ]))
-}
-
-/// A charsmap is the length of a double array of `u32`, the array, and replacement texts. The library that walks it
-/// indexes without checking, so every unit's jump must stay inside.
-fn check_charsmap(map: &[u8]) -> Result<(), String> {
-    let refuse = || Err("its table of character replacements is damaged".to_owned());
-    let Some((length, rest)) = map.split_first_chunk::<4>() else { return refuse() };
-    let length = u32::from_le_bytes(*length) as usize;
-    if length % 4 != 0 || length == 0 || length > rest.len() {
-        return refuse();
-    }
-    if std::str::from_utf8(&rest[length..]).is_err() { refuse() } else { Ok(()) }
-}
-
-/// RFC 4648 with padding.
-fn base64(bytes: &[u8]) -> String {
-    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let mut text = String::with_capacity(bytes.len().div_ceil(3) * 4);
-    for chunk in bytes.chunks(3) {
-        let word =
-            chunk.iter().fold(0u32, |word, byte| word << 8 | u32::from(*byte)) << (8 * (3 - chunk.len()));
-        for digit in 0..4 {
-            if digit <= chunk.len() {
-                text.push(char::from(DIGITS[(word >> (18 - 6 * digit)) as usize & 63]));
-            } else {
-                text.push('=');
-            }
-        }
-    }
-    text
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn base64_as_in_rfc_4648() {
-        for (bytes, text) in
-            [("", ""), ("f", "Zg=="), ("fo", "Zm8="), ("foo", "Zm9v"), ("foobar", "Zm9vYmFy")]
-        {
-            assert_eq!(base64(bytes.as_bytes()), text);
-        }
-        assert_eq!(base64(&[0xff, 0xfe, 0xfd]), "//79");
-    }
 }

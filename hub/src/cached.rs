@@ -29,7 +29,7 @@ pub struct CachedModel {
     /// How its weights are kept, if they are there.
     pub format: Option<WeightFormat>,
     /// Bytes of its weight files.
-    pub weight_bytes: u64,
+    pub bytes: u64,
     /// The first file that it lacks, if it is not whole.
     pub missing: Option<String>,
 }
@@ -65,7 +65,7 @@ impl Hub {
                         refs,
                         architecture,
                         format: weights.as_ref().map(|weights| weights.format),
-                        weight_bytes: weights.iter().flat_map(|weights| &weights.files).map(size).sum(),
+                        bytes: weights.iter().flat_map(|weights| &weights.files).map(size).sum(),
                         missing: incomplete(&snapshot.dir).and_then(|error| match error {
                             CheckError::Missing { file, .. } => Some(file),
                             _ => None,
@@ -87,9 +87,10 @@ impl Hub {
     pub fn verify(
         &self,
         name: &str,
-        role: Option<Role>,
+        role: impl Into<Option<Role>>,
         progress: &dyn Progress,
     ) -> Result<(ResolvedModel, Vec<VerifiedFile>), ResolveError> {
+        let role = role.into();
         let verified = || {
             let (dir, origin) = self.find(name, role, progress, false)?;
             let files = published_files(&dir)?;

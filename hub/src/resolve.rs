@@ -105,10 +105,10 @@ impl Hub {
     pub fn pull(
         &self,
         name: &str,
-        role: Option<Role>,
+        role: impl Into<Option<Role>>,
         progress: &dyn Progress,
     ) -> Result<ResolvedModel, ResolveError> {
-        self.obtain(name, role, progress, !self.settings.offline)
+        self.obtain(name, role.into(), progress, !self.settings.offline)
     }
 
     /// Like [`Hub::resolve`], whatever the model is for: its files end up as safetensors with a `tokenizer.json`.

@@ -67,7 +67,7 @@ fn a_model_is_downloaded_once_into_the_hubs_layout() {
     let listed = Hub::new(settings).list_cached();
     assert_eq!(listed.len(), 1);
     assert_eq!((listed[0].repo.as_str(), listed[0].refs.as_slice()), (REPO, &["main".to_owned()][..]));
-    assert_eq!((listed[0].weight_bytes, &listed[0].missing), (weights().len() as u64, &None));
+    assert_eq!((listed[0].bytes, &listed[0].missing), (weights().len() as u64, &None));
 }
 
 #[test]
@@ -253,7 +253,7 @@ fn pull_sees_that_the_branch_moved_and_resolve_does_not_ask() {
 
     assert_eq!(hub.resolve(REPO, Role::Scorer, &Silent).unwrap().fingerprint, first.fingerprint);
     assert!(server.requests().is_empty());
-    let pulled = hub.pull(REPO, None, &Silent).unwrap();
+    let pulled = hub.pull(REPO, None::<Role>, &Silent).unwrap();
     assert_eq!(pulled.origin, Origin::Hub { repo: REPO.into(), commit: next });
     assert_ne!(pulled.fingerprint, first.fingerprint);
     assert!(
@@ -311,7 +311,7 @@ fn verify_reads_what_the_cache_holds() {
     let root = tempfile::tempdir().unwrap();
     let hub = Hub::new(settings(root.path(), &server.endpoint()));
     hub.resolve(REPO, Role::Scorer, &Silent).unwrap();
-    let (_, files) = hub.verify(REPO, None, &Silent).unwrap();
+    let (_, files) = hub.verify(REPO, None::<Role>, &Silent).unwrap();
     let weights_file = files.iter().find(|file| file.name == "model.safetensors").unwrap();
     assert_eq!(weights_file.sha256, sha256(&weights()));
 
@@ -319,7 +319,7 @@ fn verify_reads_what_the_cache_holds() {
     let mut content = weights();
     *content.last_mut().unwrap() ^= 1;
     std::fs::write(blob, content).unwrap();
-    let error = hub.verify(REPO, None, &Silent).unwrap_err().to_string();
+    let error = hub.verify(REPO, None::<Role>, &Silent).unwrap_err().to_string();
     assert!(error.contains("`model.safetensors` is damaged"), "{error}");
 }
 

@@ -40,7 +40,7 @@ pub struct Settings {
 
 /// What `--model demo` uses unless told otherwise: found by `tools/demo/simulate.py` to learn much in a few seconds a task.
 pub const DEMO_SETTINGS: Settings = Settings {
-    train_size: 2048,
+    train_size: 1536,
     learning_rate: 5e-4,
     batch_size: 8,
     accumulate: 1,

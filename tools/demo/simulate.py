@@ -203,7 +203,7 @@ def main() -> None:
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="settings to change")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    settings = dict(train_size=2048, learning_rate=5e-4, batch_size=8, accumulate=1, warmup=0.1, dropout=0.0)
+    settings = dict(train_size=1536, learning_rate=5e-4, batch_size=8, accumulate=1, warmup=0.1, dropout=0.0)
     settings.update({key: float(value) if "." in value or "e" in value else int(value) for key, value in (s.split("=") for s in arguments.set)})
     found = candidates_of(arguments.assets, arguments.cache)
     found = {name: task for name, task in found.items() if not arguments.task or name in arguments.task}

@@ -1,0 +1,91 @@
+//! The binaries and plugins under test, built by cargo.
+
+use std::{
+    collections::BTreeMap,
+    env, fs,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    sync::OnceLock,
+};
+
+/// Packages whose programs or libraries the tests start or open.
+const PACKAGES: [&str; 5] =
+    ["cappy-client", "cappy-coordinator", "cappy-worker", "cappy-plugin-candle", "cappy-plugin-faulty"];
+
+/// Where they are.
+#[derive(Debug)]
+pub struct Programs {
+    /// `cappy-client`
+    pub client: PathBuf,
+    /// `cappy-coordinator`
+    pub coordinator: PathBuf,
+    /// `cappy-worker`
+    pub worker: PathBuf,
+    plugins: BTreeMap<String, PathBuf>,
+}
+
+/// Builds them the first time; cargo finds nothing to do where they are fresh.
+///
+/// # Panics
+/// When they do not build.
+pub fn programs() -> &'static Programs {
+    static BUILT: OnceLock<Programs> = OnceLock::new();
+    BUILT.get_or_init(build)
+}
+
+impl Programs {
+    /// Puts a backend's library (`candle`, `faulty`) into a plugin directory; returns its new place.
+    ///
+    /// # Panics
+    /// When there is no such plugin, or it cannot be copied.
+    pub fn install(&self, backend: &str, dir: &Path) -> PathBuf {
+        let library =
+            self.plugins.get(&format!("cappy-plugin-{backend}")).expect("a plugin of this workspace");
+        let place = dir.join(library.file_name().expect("a library has a name"));
+        // A copy, not a link: a later build must not change what a running worker has mapped.
+        fs::copy(library, &place)
+            .unwrap_or_else(|error| panic!("cannot copy {}: {error}", library.display()));
+        place
+    }
+}
+
+fn build() -> Programs {
+    // The test lies in <target>/<profile>/deps; its binaries belong beside it.
+    let test = env::current_exe().expect("a test knows its own file");
+    let outputs = test.ancestors().nth(2).expect("tests lie in `deps`");
+    let target = outputs.parent().expect("a profile's folder lies in the target folder");
+    let profile = match outputs.file_name().and_then(|name| name.to_str()) {
+        None | Some("debug") => "dev",
+        Some(name) => name,
+    };
+    let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.args(["build", "--offline", "--message-format=json-render-diagnostics", "--profile", profile]);
+    command.args(PACKAGES.iter().flat_map(|package| ["--package", package]));
+    command.arg("--manifest-path").arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("../Cargo.toml"));
+    command.arg("--target-dir").arg(target);
+    let output = command.stdin(Stdio::null()).stderr(Stdio::inherit()).output().expect("cargo runs");
+    assert!(output.status.success(), "cargo could not build the programs under test");
+    let messages = String::from_utf8(output.stdout).expect("cargo writes UTF-8");
+    let artifacts = messages.lines().filter_map(|line| serde_json::from_str(line).ok());
+    let (mut executables, mut plugins) = (BTreeMap::new(), BTreeMap::new());
+    for message in artifacts.filter(|message: &serde_json::Value| message["reason"] == "compiler-artifact") {
+        let name = message["target"]["name"].as_str().unwrap_or_default().replace('_', "-");
+        if let Some(executable) = message["executable"].as_str() {
+            executables.insert(name, PathBuf::from(executable));
+        } else if let Some(files) = message["filenames"].as_array()
+            && name.starts_with("cappy-plugin-")
+        {
+            let mut files = files.iter().filter_map(|file| file.as_str());
+            let library = files.find(|file| file.ends_with(env::consts::DLL_SUFFIX));
+            plugins.extend(library.map(|library| (name, PathBuf::from(library))));
+        }
+    }
+    let mut executable =
+        |name: &str| executables.remove(name).unwrap_or_else(|| panic!("cargo built no {name}"));
+    Programs {
+        client: executable("cappy-client"),
+        coordinator: executable("cappy-coordinator"),
+        worker: executable("cappy-worker"),
+        plugins,
+    }
+}

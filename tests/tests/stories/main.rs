@@ -1,0 +1,12 @@
+//! Whole-cluster stories: the real binaries in processes of their own, the demo's models, real training.
+//!
+//! The same small job runs embedded once ([`job::embedded`]); every story that ends with a finished job compares its
+//! files with that run's, byte for byte.
+
+mod bad_input;
+mod control;
+mod crashes;
+mod embedded;
+mod job;
+mod online;
+mod separate_processes;

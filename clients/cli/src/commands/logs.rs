@@ -1,0 +1,67 @@
+//! `logs JOB`: what happened, in order.
+
+use cappy_process::exit::Code;
+use cappy_proto::v1::{GetLogsRequest, LogEntry};
+use clap::Args;
+use serde_json::json;
+
+use super::job_view::time;
+use crate::{
+    arguments::{Format, Global},
+    cluster::{Cluster, Need},
+    failure::Outcome,
+    printer::{Printer, cell},
+};
+
+/// Arguments of `logs`.
+#[derive(Debug, Args)]
+pub struct Logs {
+    /// The job's id, or a unique prefix of it
+    job: String,
+    /// Only entries of stages whose name contains this
+    #[arg(long)]
+    stage: Option<String>,
+}
+
+impl Logs {
+    /// Prints the entries as they come.
+    pub async fn run(self, global: &Global, printer: &Printer) -> Outcome {
+        let cluster = Cluster::connect(global, Need::Records, printer).await?;
+        let mut pages = cluster.jobs().get_logs(GetLogsRequest { job_id: self.job }).await?.into_inner();
+        let mut all = Vec::new();
+        while let Some(page) = pages.message().await? {
+            let wanted = |entry: &LogEntry| self.stage.as_ref().is_none_or(|stage| entry.stage.contains(stage));
+            for entry in page.entries.into_iter().filter(wanted) {
+                let value = json!({
+                    "time": time(entry.time.as_ref()),
+                    "level": entry.level,
+                    "stage": entry.stage,
+                    "shard": entry.shard_id,
+                    "worker": entry.worker_id,
+                    "message": entry.message,
+                });
+                match printer.format() {
+                    Format::Table => printer.text(&format!(
+                        "{}  {:<5}  {}{}{}",
+                        cell(&value["time"]),
+                        entry.level,
+                        prefix(&entry.stage),
+                        prefix(&entry.worker_id),
+                        entry.message
+                    ))?,
+                    Format::Ndjson => printer.text(&value.to_string())?,
+                    Format::Json => all.push(value),
+                }
+            }
+        }
+        if printer.format() == Format::Json {
+            printer.list(&all, &[])?;
+        }
+        cluster.stop().await;
+        Ok(Code::Done)
+    }
+}
+
+fn prefix(text: &str) -> String {
+    if text.is_empty() { String::new() } else { format!("{text}: ") }
+}

@@ -39,11 +39,11 @@ async fn a_job_goes_from_rows_to_tables_and_a_second_one_reuses_its_stages() {
             "gen/report.txt",
             "gen/tense.json",
             "gen/tense_train.jsonl",
-            "gen/tense_training.json",
             "gen/tense_validation.jsonl",
+            "gen/training/tense.json",
+            "gen/training/word_sorting.json",
             "gen/word_sorting.json",
             "gen/word_sorting_train.jsonl",
-            "gen/word_sorting_training.json",
             "gen/word_sorting_validation.jsonl",
         ]
     );

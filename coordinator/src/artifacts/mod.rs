@@ -13,12 +13,16 @@ use std::{
     ops::Range,
     path::{Path, PathBuf},
     sync::{Arc, Mutex},
+    time::Duration,
 };
 
 use bytes::Bytes;
 use object_store::{ObjectStoreExt as _, local::LocalFileSystem, path::Path as ObjectPath};
 
 pub(crate) use blocking::ArtifactWriter;
+
+/// A broken-off upload that nobody has touched for so long is forgotten at the next start.
+const ABANDONED_AFTER: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 
 /// Why an artifact could not be stored or read.
 #[derive(Debug, thiserror::Error)]
@@ -43,8 +47,8 @@ pub(crate) enum ArtifactError {
     Io(#[from] io::Error),
     #[error("the artifact store failed")]
     Objects(#[source] object_store::Error),
-    #[error("unsupported artifact store `{0}`: give a folder or a file:// URL")]
-    Unsupported(String),
+    #[error("this kind of location is not supported: give a folder or a file:// URL")]
+    Unsupported,
 }
 
 impl ArtifactError {
@@ -76,12 +80,13 @@ impl ArtifactStore {
         let path = match location.split_once("://") {
             None => Path::new(location),
             Some(("file", path)) if path.starts_with('/') => Path::new(path),
-            Some(_) => return Err(ArtifactError::Unsupported(location.to_owned())),
+            Some(_) => return Err(ArtifactError::Unsupported),
         };
         for folder in ["objects", "incoming"] {
             std::fs::create_dir_all(path.join(folder))?;
         }
         let root = path.canonicalize()?;
+        forget_abandoned(&root.join("incoming"));
         let objects =
             LocalFileSystem::new_with_prefix(root.join("objects")).map_err(ArtifactError::Objects)?;
         Ok(Self { inner: Arc::new(Inner { objects, root, uploading: Mutex::default() }) })
@@ -114,6 +119,18 @@ impl ArtifactStore {
     /// Where an artifact lies once it is published.
     fn object_file(&self, id: &str) -> PathBuf {
         self.inner.root.join("objects").join(&id[..2]).join(id)
+    }
+}
+
+/// Removes what uploads that nobody resumed, and processes that were killed, have left.
+fn forget_abandoned(incoming: &Path) {
+    let Ok(entries) = std::fs::read_dir(incoming) else { return };
+    for entry in entries.flatten() {
+        let age =
+            entry.metadata().and_then(|meta| meta.modified()).map(|at| at.elapsed().unwrap_or_default());
+        if age.is_ok_and(|age| age > ABANDONED_AFTER) {
+            let _ = std::fs::remove_file(entry.path());
+        }
     }
 }
 
@@ -189,7 +206,7 @@ mod tests {
             assert!(matches!(store.begin(bad, 1, 0).await, Err(ArtifactError::BadId(_))), "{bad}");
         }
         for bad in ["s3://bucket", "file://relative"] {
-            assert!(matches!(ArtifactStore::open(bad), Err(ArtifactError::Unsupported(_))), "{bad}");
+            assert!(matches!(ArtifactStore::open(bad), Err(ArtifactError::Unsupported)), "{bad}");
         }
     }
 

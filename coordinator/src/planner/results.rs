@@ -55,7 +55,7 @@ pub(crate) fn result_files(spec: &v1::BigbenchSpec, stages: &[StageRow]) -> Vec<
                 // The model's files stay in the store; how it was trained is for people.
                 files.extend(artifacts.find(|output| output.name == "training.json").map(|output| {
                     ResultPath {
-                        path: format!("{folder}/{}_training.json", spec.subsets[index].name),
+                        path: format!("{folder}/training/{}.json", spec.subsets[index].name),
                         parts: vec![artifact(output)],
                     }
                 }));

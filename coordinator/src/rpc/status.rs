@@ -77,7 +77,7 @@ impl From<ArtifactError> for Status {
                 tracing::error!(error = &error as &dyn Error, "the artifact store is full");
                 try_again(Code::Unavailable, "the coordinator has no space left; free some and try again")
             }
-            ArtifactError::Io(_) | ArtifactError::Objects(_) | ArtifactError::Unsupported(_) => {
+            ArtifactError::Io(_) | ArtifactError::Objects(_) | ArtifactError::Unsupported => {
                 internal(&error, "the artifact store failed; see the coordinator's log")
             }
         }

@@ -178,7 +178,8 @@ async fn follow(store: SqliteStore, actions: Vec<Action>) {
             }
             Action::Extend(lease) => {
                 let Some(key) = keys.get(lease) else { continue };
-                let held = store.extend(&WorkerId::generate(), &[key.lease.clone()], TTL).await.unwrap();
+                let held =
+                    store.extend(&WorkerId::generate(), std::slice::from_ref(&key.lease), TTL).await.unwrap();
                 assert_eq!(held.len(), usize::from(model.holds(lease).is_some()));
                 if let Some(shard) = model.holds(lease) {
                     model.shards[shard] = Is::Leased { lease, deadline: model.now + TTL.as_secs() };

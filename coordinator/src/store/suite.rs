@@ -255,7 +255,9 @@ pub(super) async fn an_expired_lease_is_granted_again_and_its_holder_fenced(
     advance(TTL);
     let expired = store.expire(&retry()).await.unwrap();
     assert_eq!(expired.revoked.iter().map(|revoked| &revoked.lease).collect::<Vec<_>>(), [&lost.lease]);
-    assert!(store.extend(&WorkerId::generate(), &[lost.lease.clone()], TTL).await.unwrap().is_empty());
+    assert!(
+        store.extend(&WorkerId::generate(), std::slice::from_ref(&lost.lease), TTL).await.unwrap().is_empty()
+    );
     let made = output(store, "a").await;
     assert!(matches!(store.complete(&key(&lost), made.clone()).await, Err(StoreError::Fenced { .. })));
 
@@ -361,6 +363,7 @@ pub(super) async fn a_paused_job_gets_no_leases(store: &dyn JobStore, _: &impl F
     assert!(store.complete(&key(&granted), output(store, "a").await).await.unwrap().newly_committed);
     assert_eq!(store.job(&job).await.unwrap().row.state, JobState::Paused);
     assert!(store.set_paused(&job, false).await.unwrap());
+    assert_eq!(store.job(&job).await.unwrap().row.state, JobState::Running);
     assert!(store.lease(&pending, &WorkerId::generate(), TTL).await.unwrap().is_some());
 }
 

@@ -143,7 +143,15 @@ pub(super) fn set_paused(tx: &Transaction<'_>, now: Millis, id: &JobId, paused: 
             let message = format!("job `{id}` has ended ({})", state.word());
             return Err(StoreError::WrongState(message));
         }
-        (JobState::Paused, false) => JobState::Queued,
+        (JobState::Paused, false) => {
+            let running: bool = tx.query_row(
+                "SELECT EXISTS (SELECT 1 FROM leases l JOIN shards s ON s.id = l.shard_id WHERE s.job_id = ?1)",
+                [id.as_str()],
+                |row| row.get(0),
+            )?;
+            // Begun is running, even if nothing happens to be leased now.
+            if running { JobState::Running } else { JobState::Queued }
+        }
         (JobState::Queued | JobState::Running, true) => JobState::Paused,
         _ => return Ok(false),
     };

@@ -4,7 +4,9 @@
 //! cargo run --release -p cappy-plugin-candle --example generate_speed -- [MODEL_DIR] [--only NAME] [--runs N]
 //! ```
 //! Without a directory it makes the weights (and removes them). Every output has 32 tokens: the end token is
-//! forbidden until then. Prints one line a workload: median seconds, output tokens (or rows) a second.
+//! forbidden until then. Prints one line a workload: median seconds, processor seconds (what to compare where the
+//! machine has other work; 0 where the system does not tell), output tokens (or rows) a second.
+//! `RAYON_NUM_THREADS` sets the threads.
 
 use cappy_plugin_abi::{
     Decoding, Generator, LoadRequest, Method, MinLengthRule, TokenRows, Unattended, random,
@@ -99,14 +101,17 @@ fn measure(
             continue;
         }
         let mut tokens = 0;
-        let seconds = median(runs, || {
+        let (seconds, processor) = median(runs, || {
             let encoding = generator.encode(sources.view(), &Unattended)?;
             let generated = generator.generate(encoding, &decodings, 1, &keys, &Unattended)?;
             generator.forget(encoding);
             tokens = generated.tokens.len();
             Ok(())
         })?;
-        println!("{name}: {seconds:.3} s, {:.1} output tokens/s", tokens as f64 / seconds);
+        println!(
+            "{name}: {seconds:.3} s ({processor:.2} processor s), {:.1} output tokens/s",
+            tokens as f64 / seconds
+        );
     }
     if only.is_none_or(|only| only == "likelihood") {
         let mut targets = TokenRows::new();
@@ -116,29 +121,46 @@ fn measure(
             targets.push(&row);
         }
         let rows: Vec<u32> = (0..LENGTHS.len() as u32).collect();
-        let seconds = median(runs, || {
+        let (seconds, processor) = median(runs, || {
             let encoding = generator.encode(sources.view(), &Unattended)?;
             generator.log_likelihood(encoding, targets.view(), &rows, &Unattended)?;
             generator.forget(encoding);
             Ok(())
         })?;
-        println!("likelihood: {seconds:.3} s, {:.1} rows/s", rows.len() as f64 / seconds);
+        println!(
+            "likelihood: {seconds:.3} s ({processor:.2} processor s), {:.1} rows/s",
+            rows.len() as f64 / seconds
+        );
     }
     Ok(())
 }
 
+/// Median wall and processor seconds.
 fn median(
     runs: usize,
     mut run: impl FnMut() -> Result<(), cappy_plugin_abi::Failure>,
-) -> Result<f64, cappy_plugin_abi::Failure> {
-    let mut seconds = Vec::new();
+) -> Result<(f64, f64), cappy_plugin_abi::Failure> {
+    let (mut wall, mut processor) = (Vec::new(), Vec::new());
     for _ in 0..runs.max(1) {
-        let start = Instant::now();
+        let (start, used) = (Instant::now(), processor_seconds());
         run()?;
-        seconds.push(start.elapsed().as_secs_f64());
+        wall.push(start.elapsed().as_secs_f64());
+        processor.push(processor_seconds() - used);
     }
-    seconds.sort_by(f64::total_cmp);
-    Ok(seconds[seconds.len() / 2])
+    let middle = |values: &mut Vec<f64>| {
+        values.sort_by(f64::total_cmp);
+        values[values.len() / 2]
+    };
+    Ok((middle(&mut wall), middle(&mut processor)))
+}
+
+/// What this process has used so far, of all its threads, in Linux's ticks of 10 ms.
+fn processor_seconds() -> f64 {
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    // Fields 14 and 15; the second may hold spaces, but ends with the last parenthesis.
+    let after_name = stat.rsplit(')').next().unwrap_or_default();
+    after_name.split_whitespace().skip(11).take(2).filter_map(|ticks| ticks.parse::<f64>().ok()).sum::<f64>()
+        / 100.0
 }
 
 /// Writes a random model in bf16.

@@ -115,7 +115,7 @@ impl T5 {
 
     fn encoding(&self, id: EncodingId) -> Result<&[Source], Failure> {
         self.encodings.get(&id).map(Vec::as_slice).ok_or_else(|| {
-            Failure::failed_precondition(format!("encoding {} is unknown or was forgotten", id.0))
+            Failure::invalid_argument(format!("unknown encoding {}: it was never made or is forgotten", id.0))
         })
     }
 
@@ -253,6 +253,7 @@ impl Generator for T5 {
         let vocab = self.config.vocab_size;
         self.by_blocks(targets, control, |block, s| {
             let (tokens, lengths) = part(targets, &block);
+            let start = block.start;
             let mut inputs = Vec::with_capacity(tokens.len());
             let mut runs = Vec::with_capacity(lengths.len());
             for i in block {
@@ -269,12 +270,13 @@ impl Generator for T5 {
                 let count = LOGIT_TOKENS.min(tokens.len() - first);
                 let logits = self.model().logits(first, count, s);
                 for (&token, logits) in tokens[first..first + count].iter().zip(logits.chunks_exact(vocab)) {
-                    let log_prob = logits[token as usize] - rowwise::log_sum_exp(logits);
-                    if !log_prob.is_finite() {
-                        return Err(Failure::not_finite("log-likelihood is not finite"));
-                    }
-                    log_probs.push(log_prob);
+                    log_probs.push(logits[token as usize] - rowwise::log_sum_exp(logits));
                 }
+            }
+            if let Some(at) = log_probs.iter().position(|log_prob| !log_prob.is_finite()) {
+                let at = targets.offsets[start] as usize + at;
+                let target = targets.offsets.partition_point(|&offset| offset as usize <= at) - 1;
+                return Err(Failure::not_finite(format!("the likelihood of target {target} is not finite")));
             }
             Ok(log_probs)
         })

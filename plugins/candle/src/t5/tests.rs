@@ -343,6 +343,19 @@ fn the_end_token_waits_for_the_minimum_length() {
     }
 }
 
+#[test]
+fn logits_that_are_not_finite_are_reported() {
+    let golden = expected(MODELS[0]);
+    let mut model = open(&request(MODELS[0])).expect("model");
+    model.weights.decoder.final_norm[3] = f32::NAN;
+    let id = model.encode(rows(&golden.sources[..2]).view(), &Unattended).expect("encode");
+    let generated = model.generate(id, &five(), 0, &[0, 1], &Unattended).expect_err("generate");
+    assert_eq!((generated.code, generated.message.contains("row 0")), (Code::NotFinite, true), "{generated}");
+    let targets = rows([&vec![5, 1]]);
+    let likelihood = model.log_likelihood(id, targets.view(), &[1], &Unattended).expect_err("likelihood");
+    assert_eq!((likelihood.code, likelihood.message.contains("target 0")), (Code::NotFinite, true));
+}
+
 /// Cancels after some polls, and remembers the progress.
 struct Patience {
     left: AtomicU64,
@@ -415,7 +428,7 @@ fn bad_requests_are_refused_in_one_line() {
         generator.forget(id);
         generator.forget(id);
         let gone = generator.generate(id, &five(), 0, &[0], &Unattended).map(drop).expect_err("forgotten");
-        all.push((gone, Code::FailedPrecondition, "forgotten"));
+        all.push((gone, Code::InvalidArgument, "unknown encoding"));
         let vocab =
             generator.encode(rows([&vec![5, 120]]).view(), &Unattended).map(drop).expect_err("vocabulary");
         all.push((vocab, Code::InvalidArgument, "120"));

@@ -50,7 +50,34 @@ pub struct Engine {
     /// Sizes of batches.
     pub budgets: Budgets,
     /// What names meant lately: checking a model's files at each online call would cost more than the call.
-    pub(crate) names: Mutex<HashMap<(String, Role), (Instant, Arc<LocalModel>)>>,
+    pub names: RecentNames,
+}
+
+/// What names meant lately.
+#[derive(Default)]
+pub struct RecentNames(Mutex<HashMap<(String, Role), (Instant, Arc<LocalModel>)>>);
+
+impl RecentNames {
+    fn get_or<E>(
+        &self,
+        name: &str,
+        role: Role,
+        find: impl FnOnce() -> Result<LocalModel, E>,
+    ) -> Result<Arc<LocalModel>, E> {
+        let names = || self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let key = (name.to_owned(), role);
+        let recent = {
+            let mut names = names();
+            names.retain(|_, (time, _)| time.elapsed() < NAME_TTL);
+            names.get(&key).map(|(_, model)| Arc::clone(model))
+        };
+        if let Some(model) = recent {
+            return Ok(model);
+        }
+        let model = Arc::new(find()?);
+        names().insert(key, (Instant::now(), Arc::clone(&model)));
+        Ok(model)
+    }
 }
 
 impl Engine {
@@ -91,21 +118,7 @@ impl Engine {
     /// # Errors
     /// When it cannot be found or loaded.
     pub fn by_name(&self, name: &str, role: Role, choice: Choice<'_>) -> Result<Loaded, ExecutionError> {
-        let key = (name.to_owned(), role);
-        let recent = {
-            let mut names = self.names.lock().unwrap_or_else(PoisonError::into_inner);
-            names.retain(|_, (time, _)| time.elapsed() < NAME_TTL);
-            names.get(&key).map(|(_, model)| Arc::clone(model))
-        };
-        let model = match recent {
-            Some(model) => model,
-            None => {
-                let model = Arc::new(self.models.by_name(name, role)?);
-                let entry = (Instant::now(), Arc::clone(&model));
-                self.names.lock().unwrap_or_else(PoisonError::into_inner).insert(key, entry);
-                model
-            }
-        };
+        let model = self.names.get_or(name, role, || self.models.by_name(name, role))?;
         self.load(&model, role, choice)
     }
 

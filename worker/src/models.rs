@@ -46,17 +46,18 @@ impl LocalModel {
         dir: PathBuf,
         fingerprint: String,
         config_json: String,
+        model_type: Option<&str>,
         assembled: Option<TempDir>,
     ) -> Result<Self, ExecutionError> {
         let config: Value = serde_json::from_str(&config_json).map_err(|error| {
             ExecutionError::permanent("bad_model", format!("config.json of the model is not JSON: {error}"))
         })?;
-        let model_type =
-            config.get("model_type").and_then(Value::as_str).map(str::to_owned).ok_or_else(|| {
-                ExecutionError::permanent("bad_model", "config.json of the model has no `model_type`")
-            })?;
+        let model_type = model_type.or_else(|| config.get("model_type")?.as_str()).ok_or_else(|| {
+            ExecutionError::permanent("bad_model", "config.json of the model has no `model_type`")
+        })?;
         let listed = config.get("architectures").and_then(|list| list.get(0)).and_then(Value::as_str);
-        let architecture = listed.unwrap_or(&model_type).to_owned();
+        let architecture = listed.unwrap_or(model_type).to_owned();
+        let model_type = model_type.to_owned();
         let weight_bytes = weight_bytes(&dir);
         Ok(Self {
             dir,
@@ -110,7 +111,9 @@ impl Models {
                 ErrorKind::Machine => ExecutionError::attempt("disk", message),
             }
         })?;
-        LocalModel::new(resolved.dir, resolved.fingerprint, resolved.config_json, None)
+        // Files of before 2020 have no `model_type`; the hub knows them by their class.
+        let model_type = Some(resolved.architecture.model_type());
+        LocalModel::new(resolved.dir, resolved.fingerprint, resolved.config_json, model_type, None)
     }
 
     /// What a task refers to.
@@ -185,7 +188,7 @@ fn assemble(
         ExecutionError::permanent("bad_model", format!("config.json of the model cannot be read: {error}"))
     })?;
     let fingerprint = if fingerprint.is_empty() { fingerprint_of(files) } else { fingerprint.to_owned() };
-    LocalModel::new(dir.path().to_owned(), fingerprint, config_json, Some(dir))
+    LocalModel::new(dir.path().to_owned(), fingerprint, config_json, None, Some(dir))
 }
 
 /// Downloads and conversions are told in the log.

@@ -18,7 +18,7 @@ use crate::{
     artifacts::ArtifactCache,
     checkpoint::CheckpointStore,
     config::{Backends, Config, machine_memory},
-    engine::Engine,
+    engine::{Engine, RecentNames},
     inference::{self, ServeError},
     models::Models,
     residency::Residency,
@@ -122,7 +122,7 @@ pub async fn start(config: Config, stop: CancellationToken) -> Result<Handle, St
         checkpoints: CheckpointStore::open(home.dir.join("checkpoints"), config.checkpoint_interval)
             .map_err(cache_error)?,
         budgets: config.budgets,
-        names: Mutex::default(),
+        names: RecentNames::default(),
     });
 
     let listening = match config.inference_listen {
@@ -205,6 +205,8 @@ fn describe(registry: &Registry) -> Vec<v1::BackendInfo> {
             let it = backend.describe();
             let mut architectures = it.scorer_architectures;
             architectures.extend(it.generator_architectures);
+            architectures.sort();
+            architectures.dedup();
             v1::BackendInfo {
                 name: it.name,
                 version: it.version,

@@ -22,7 +22,7 @@ use super::{CancelReason, SessionError, Shared, shard};
 const GREETING_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A dead peer is noticed within the sum of both.
-const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(5));
+pub(super) const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(5));
 
 /// How a connection ended.
 pub enum End {

@@ -29,6 +29,9 @@ const RECONNECT_PAUSE: (Duration, Duration) = (Duration::from_millis(100), Durat
 /// How long a lease lives without the coordinator, until it has said so itself.
 const DEFAULT_LEASE_TTL: Duration = Duration::from_secs(30);
 
+/// How often leases are looked over while nothing is known to expire.
+const EXPIRY_POLL: Duration = Duration::from_millis(500);
+
 /// How long a worker that is told to stop waits for its shards to notice.
 const STOP_GRACE: Duration = Duration::from_secs(5);
 
@@ -92,6 +95,17 @@ pub async fn run(
         drain,
         config,
     });
+    // On its own: a connection attempt into a silent network takes longer than a lease may live.
+    let watch = tokio::spawn({
+        let shared = Arc::clone(&shared);
+        async move {
+            loop {
+                let next = shared.leases.until_expiry(Instant::now()).unwrap_or(EXPIRY_POLL);
+                tokio::time::sleep(next.min(EXPIRY_POLL)).await;
+                shared.leases.cancel_expired(Instant::now());
+            }
+        }
+    });
     let mut pause = Backoff::new(RECONNECT_PAUSE);
     let mut ttl = DEFAULT_LEASE_TTL;
     let result = loop {
@@ -103,18 +117,19 @@ pub async fn run(
         }
         if welcomed {
             pause = Backoff::new(RECONNECT_PAUSE);
-            shared.leases.lost_contact(Instant::now() + ttl);
+            // The coordinator counts from the last heartbeat that reached it, which is older than our noticing.
+            let unnoticed = (connection::KEEPALIVE.0 + connection::KEEPALIVE.1).min(ttl / 2);
+            shared.leases.lost_contact(Instant::now() + ttl - unnoticed);
         }
-        shared.leases.cancel_expired(Instant::now());
-        let wait = pause.next().min(shared.leases.until_expiry(Instant::now()).unwrap_or(Duration::MAX));
         tokio::select! {
-            () = tokio::time::sleep(wait) => {}
+            () = tokio::time::sleep(pause.next()) => {}
             () = shared.stop.cancelled() => {}
         }
         if shared.stop.is_cancelled() || (shared.drain.is_cancelled() && shared.leases.is_empty()) {
             break Ok(());
         }
     };
+    watch.abort();
     shared.leases.cancel_all(CancelReason::Stopping);
     shared.tasks.close();
     let _ = tokio::time::timeout(STOP_GRACE, shared.tasks.wait()).await;

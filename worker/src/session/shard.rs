@@ -45,13 +45,15 @@ pub async fn run(shared: Arc<Shared>, held: Held) {
         (Some(CancelReason::Stopping), _) => {
             let error = ExecutionError::infrastructure("cancelled", "the worker is stopping");
             let request = error.request(&lease);
-            let _ = tokio::time::timeout(GIVE_BACK_TIMEOUT, async {
-                let channel = shared.channel.borrow().clone();
-                if let Some(channel) = channel {
-                    let _ = client(channel).fail_shard(request).await;
+            let call = async { client(channel(&shared).await).fail_shard(request).await };
+            match tokio::time::timeout(GIVE_BACK_TIMEOUT, call).await {
+                Ok(Ok(_)) => {}
+                // Its lease runs out, which only takes longer.
+                Ok(Err(status)) => {
+                    tracing::warn!(shard = lease.shard_id, "cannot give back: {}", status.message())
                 }
-            })
-            .await;
+                Err(_) => tracing::warn!(shard = lease.shard_id, "cannot give back in time"),
+            }
         }
         (Some(CancelReason::Coordinator | CancelReason::Expired), _) => {}
     }

@@ -1,10 +1,9 @@
 //! Every kind of task on the echo backend, whose results are known in closed form: a pair's score is its bias plus
 //! the mean id over the vocabulary, a generated response is its source, each token with probability 1/2.
 
-mod support;
-
 use std::{fs, path::Path, sync::Arc};
 
+use crate::support::{Store, VOCAB, echo, engine, fixture, jsonl};
 use cappy_plugin_abi::{
     Backend, Control, Descriptor, Failure, Generator, LoadRequest, ModelInfo, RaggedTokens, Scorer, Trainer,
 };
@@ -16,7 +15,6 @@ use cappy_worker::{
     tokenization::ModelTokenizer,
 };
 use serde_json::{Value, json};
-use support::{Store, VOCAB, echo, engine, fixture, jsonl};
 use tempfile::TempDir;
 
 struct Bench {

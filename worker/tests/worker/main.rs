@@ -1,0 +1,9 @@
+//! The worker from outside: tokenization against transformers, every task on the echo backend, whole sessions with a
+//! coordinator that lives in the test, and online calls.
+
+mod coordinator;
+mod execution;
+mod inference;
+mod session;
+mod support;
+mod tokenization;

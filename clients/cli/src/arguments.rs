@@ -27,7 +27,13 @@ pub struct Arguments {
 #[derive(Clone, Debug, Args)]
 pub struct Global {
     /// Coordinator to use, such as http://127.0.0.1:50051 [default: an embedded cluster]
-    #[arg(long, global = true, value_name = "URL", env = "CAPPY_COORDINATOR", help_heading = "Global options")]
+    #[arg(
+        long,
+        global = true,
+        value_name = "URL",
+        env = "CAPPY_COORDINATOR",
+        help_heading = "Global options"
+    )]
     pub coordinator: Option<String>,
     /// Use the embedded cluster even if a coordinator is configured
     #[arg(long, global = true, help_heading = "Global options")]

@@ -1,8 +1,6 @@
 //! The seed's settings: what a run uses when nothing else is said. Source: the method's reference scripts.
 
-use cappy_proto::v1::{
-    BeamSearch, Decoding, GenerationSettings, MinLengthRule, Sampling, decoding::Method,
-};
+use cappy_proto::v1::{BeamSearch, Decoding, GenerationSettings, MinLengthRule, Sampling, decoding::Method};
 
 /// Randomness key of a run.
 pub const SEED: u64 = 11111;
@@ -47,7 +45,9 @@ pub fn decoding(name: &str, num_samples: u32, top_k: u32, rule: MinLengthRule) -
     let sampling = |temperature, top_k, top_p| Method::Sampling(Sampling { temperature, top_k, top_p });
     let method = if name == "sampling" {
         sampling(1.0, top_k, 1.0)
-    } else if let Some(beams) = name.strip_prefix("beam").and_then(|text| text.parse().ok()).filter(|&n| n > 0) {
+    } else if let Some(beams) =
+        name.strip_prefix("beam").and_then(|text| text.parse().ok()).filter(|&n| n > 0)
+    {
         Method::Beam(BeamSearch { num_beams: beams, length_penalty: 1.0, early_stopping: false })
     } else if let Some(temperature) = name.strip_prefix("temp").and_then(number).filter(|&t| t > 0.0) {
         sampling(temperature, top_k, 1.0)
@@ -131,7 +131,8 @@ mod tests {
     #[test]
     fn names_mean_what_the_seed_means() {
         let of = |name| decoding(name, 4, 50, MinLengthRule::Pytorch).unwrap();
-        let sampling = |temperature, top_k, top_p| Some(Method::Sampling(Sampling { temperature, top_k, top_p }));
+        let sampling =
+            |temperature, top_k, top_p| Some(Method::Sampling(Sampling { temperature, top_k, top_p }));
         for (name, method, samples) in [
             ("sampling", sampling(1.0, 50, 1.0), 4),
             ("temp0.9", sampling(0.9, 50, 1.0), 4),

@@ -71,11 +71,14 @@ impl Input {
                 return Err(Failure::usage("give either --input or the row's own flags, not both"));
             }
             Some(path) => {
-                let lines = JsonLines::<Fields>::open(path).map_err(|error| Failure::failed(explain(&error)))?;
+                let lines =
+                    JsonLines::<Fields>::open(path).map_err(|error| Failure::failed(explain(&error)))?;
                 Box::new(lines.map(|row| row.map(|row| (row.line, row.value))))
             }
             None if inline.is_empty() => {
-                return Err(Failure::usage("nothing to do: give --input FILE (or - for standard input), or a row by flags"));
+                return Err(Failure::usage(
+                    "nothing to do: give --input FILE (or - for standard input), or a row by flags",
+                ));
             }
             None => Box::new((1..).zip(inline).map(Ok)),
         };
@@ -124,7 +127,9 @@ impl Input {
         while let Some(rows) = answers.next().await {
             for row in rows? {
                 match row {
-                    Ok(fields) if printer.format() == Format::Ndjson => printer.text(&Value::from(fields).to_string())?,
+                    Ok(fields) if printer.format() == Format::Ndjson => {
+                        printer.text(&Value::from(fields).to_string())?
+                    }
                     Ok(fields) => collected.push(Value::from(fields)),
                     Err(told) if self.strict => return Err(Failure::failed(told)),
                     Err(told) => {
@@ -171,8 +176,14 @@ where
             for (index, row) in (start..).zip(piece) {
                 rows.push(match call(vec![row.payload], index).await {
                     Ok(mut answers) if answers.len() == 1 => Ok(joined(row.fields, answers.remove(0))),
-                    Ok(_) => return Err(Failure::failed("the service answered another number of rows than it was asked")),
-                    Err(failure) if failure.code == Code::Usage => Err(format!("line {}: {failure}", row.line)),
+                    Ok(_) => {
+                        return Err(Failure::failed(
+                            "the service answered another number of rows than it was asked",
+                        ));
+                    }
+                    Err(failure) if failure.code == Code::Usage => {
+                        Err(format!("line {}: {failure}", row.line))
+                    }
                     Err(failure) => return Err(failure),
                 });
             }
@@ -209,6 +220,10 @@ pub fn texts(fields: &Fields, name: &str) -> Result<Vec<String>, String> {
     let Some(value) = fields.get(name) else { return Err(format!("there is no `{name}`")) };
     let list = value.as_array().ok_or_else(|| format!("`{name}` is not a list"))?;
     list.iter()
-        .map(|item| item.as_str().map(str::to_owned).ok_or_else(|| format!("`{name}` has an element that is not a text")))
+        .map(|item| {
+            item.as_str()
+                .map(str::to_owned)
+                .ok_or_else(|| format!("`{name}` has an element that is not a text"))
+        })
         .collect()
 }

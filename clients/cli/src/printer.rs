@@ -59,7 +59,10 @@ impl Printer {
     /// Text as it is, on stdout.
     pub fn text(&self, text: &str) -> Outcome<()> {
         let mut out = io::stdout().lock();
-        written(out.write_all(text.as_bytes()).and_then(|()| if text.ends_with('\n') { Ok(()) } else { out.write_all(b"\n") }))
+        written(
+            out.write_all(text.as_bytes())
+                .and_then(|()| if text.ends_with('\n') { Ok(()) } else { out.write_all(b"\n") }),
+        )
     }
 
     /// One result: `table` for people, `value` for programs.

@@ -53,7 +53,10 @@ impl Progress {
                 bar.set_message(text);
             }
             None => {
-                let due = self.last_line.as_ref().is_none_or(|(time, last)| time.elapsed() >= LINE_INTERVAL && *last != text);
+                let due = self
+                    .last_line
+                    .as_ref()
+                    .is_none_or(|(time, last)| time.elapsed() >= LINE_INTERVAL && *last != text);
                 if due && !text.is_empty() {
                     self.printer.note(format!("{:>3.0}%  {text}", progress.fraction * 100.0));
                     self.last_line = Some((Instant::now(), text));

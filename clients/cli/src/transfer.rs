@@ -8,9 +8,7 @@ use std::{
 use bytes::Bytes;
 use cappy_proto::{
     UPLOAD_CHUNK_BYTES,
-    v1::{
-        Artifact, DownloadRequest, StatArtifactRequest, UploadHeader, UploadRequest, upload_request::Part,
-    },
+    v1::{Artifact, DownloadRequest, StatArtifactRequest, UploadHeader, UploadRequest, upload_request::Part},
 };
 use sha2::{Digest as _, Sha256};
 use tokio::{
@@ -41,7 +39,8 @@ pub async fn upload(cluster: &Cluster, path: &Path) -> Outcome<Artifact> {
 
 async fn upload_once(cluster: &Cluster, path: &Path, artifact: &Artifact) -> Result<(), tonic::Status> {
     let mut client = cluster.artifacts();
-    let stat = client.stat_artifact(StatArtifactRequest { artifact_id: artifact.id.clone() }).await?.into_inner();
+    let stat =
+        client.stat_artifact(StatArtifactRequest { artifact_id: artifact.id.clone() }).await?.into_inner();
     if stat.stored {
         return Ok(());
     }

@@ -60,7 +60,8 @@ impl Embedded {
             Some(directory) => directory,
             None => return Err(Failure::usage("there is no home directory: give --data-dir DIR")),
         };
-        fs::create_dir_all(&data_dir).context(format!("cannot create the data directory `{}`", data_dir.display()))?;
+        fs::create_dir_all(&data_dir)
+            .context(format!("cannot create the data directory `{}`", data_dir.display()))?;
         let lock_path = data_dir.join("embedded.lock");
         let owner_path = data_dir.join("embedded.json");
         let lock = File::options().create(true).append(true).open(&lock_path);
@@ -132,9 +133,9 @@ async fn start_own(data_dir: &Path, need: Need, lock: File) -> Outcome<(Own, Str
         path_text(&data_dir.join("jobs.sqlite"))?,
         path_text(&data_dir.join("artifacts"))?,
     );
-    let coordinator = cappy_coordinator::start(config, stop_coordinator.clone())
-        .await
-        .map_err(|error| Failure::failed(format!("cannot start the embedded coordinator: {}", chain(&error))))?;
+    let coordinator = cappy_coordinator::start(config, stop_coordinator.clone()).await.map_err(|error| {
+        Failure::failed(format!("cannot start the embedded coordinator: {}", chain(&error)))
+    })?;
     let url = format!("http://{}", coordinator.local_addr());
     let stop_worker = CancellationToken::new();
     let worker = match need {
@@ -148,9 +149,9 @@ async fn start_own(data_dir: &Path, need: Need, lock: File) -> Outcome<(Own, Str
                 cappy_worker::Config::new(Backends::Builtin(vec![backend]), data_dir.join("worker"), hub);
             config.coordinator = Some(url.clone());
             config.inference_listen = Some(loopback);
-            let worker = cappy_worker::start(config, stop_worker.clone())
-                .await
-                .map_err(|error| Failure::failed(format!("cannot start the embedded worker: {}", chain(&error))))?;
+            let worker = cappy_worker::start(config, stop_worker.clone()).await.map_err(|error| {
+                Failure::failed(format!("cannot start the embedded worker: {}", chain(&error)))
+            })?;
             Some(worker)
         }
     };

@@ -84,7 +84,10 @@ impl Cluster {
             None => None,
             Some(token) => {
                 let value = format!("Bearer {token}").parse();
-                Some(value.map_err(|_| Failure::usage("--token: a token has visible ASCII characters only"))?)
+                Some(
+                    value
+                        .map_err(|_| Failure::usage("--token: a token has visible ASCII characters only"))?,
+                )
             }
         };
         let (url, embedded) = match &global.coordinator {
@@ -124,7 +127,9 @@ impl Cluster {
 fn endpoint(url: &str, global: &Global) -> Outcome<Endpoint> {
     let with_scheme = if url.contains("://") { url.to_owned() } else { format!("http://{url}") };
     let mut endpoint = Endpoint::from_shared(with_scheme.clone())
-        .map_err(|_| Failure::usage(format!("--coordinator: `{url}` is not a URL such as http://127.0.0.1:50051")))?
+        .map_err(|_| {
+            Failure::usage(format!("--coordinator: `{url}` is not a URL such as http://127.0.0.1:50051"))
+        })?
         .connect_timeout(CONNECT_TIMEOUT)
         .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
         .keep_alive_while_idle(true);
@@ -144,5 +149,7 @@ fn unreachable(url: &str, error: &tonic::transport::Error) -> String {
     while let Some(inner) = source.source() {
         source = inner;
     }
-    format!("no coordinator answers at {url} ({source}); is it running? --local uses an embedded cluster instead")
+    format!(
+        "no coordinator answers at {url} ({source}); is it running? --local uses an embedded cluster instead"
+    )
 }

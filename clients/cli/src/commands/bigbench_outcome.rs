@@ -23,12 +23,13 @@ pub fn print(job: &Job, files: &[ResultFile], directory: &Path, printer: &Printe
         return Err(Failure::failed("the coordinator told nothing of what the job was"));
     };
     for file in files {
-        let Some((folder, name)) = file.path.rsplit_once('/') else { continue };
+        let Some((folder, name)) = file.path.split_once('/') else { continue };
         let Some(subset) = name.strip_suffix(".json") else { continue };
         if !spec.subsets.iter().any(|wanted| wanted.name == subset) {
             continue;
         }
-        let result = SubsetResult::load(&directory.join(&file.path)).map_err(|e| Failure::failed(explain(&e)))?;
+        let result =
+            SubsetResult::load(&directory.join(&file.path)).map_err(|e| Failure::failed(explain(&e)))?;
         model.model = folder.to_owned();
         model.subsets.insert(subset.to_owned(), result);
     }

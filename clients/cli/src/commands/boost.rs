@@ -75,7 +75,10 @@ impl Boost {
                 backend: global.backend_name(),
             };
             let answer = cluster.inference().boost(request).await?.into_inner();
-            rows.iter().zip(answer.rows).map(|(row, boosted)| fields(row, boosted, &mut rouge.borrow_mut())).collect()
+            rows.iter()
+                .zip(answer.rows)
+                .map(|(row, boosted)| fields(row, boosted, &mut rouge.borrow_mut()))
+                .collect()
         };
         let code = self.input.run(inline, plan, call, printer).await?;
         cluster.stop().await;

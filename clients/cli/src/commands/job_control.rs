@@ -2,7 +2,8 @@
 
 use cappy_process::exit::Code;
 use cappy_proto::v1::{
-    CancelJobRequest, DeleteJobRequest, GetJobRequest, Job, ListJobsRequest, PauseJobRequest, ResumeJobRequest,
+    CancelJobRequest, DeleteJobRequest, GetJobRequest, Job, ListJobsRequest, PauseJobRequest,
+    ResumeJobRequest,
 };
 use clap::Args;
 use serde_json::json;

@@ -44,7 +44,11 @@ impl LogLikelihood {
         let plan = Plan {
             rows_per_call: ROWS_PER_CALL,
             check,
-            columns: &[("SUM", "log_likelihood_sum"), ("MEAN", "log_likelihood_mean"), ("RESPONSE", "response")],
+            columns: &[
+                ("SUM", "log_likelihood_sum"),
+                ("MEAN", "log_likelihood_mean"),
+                ("RESPONSE", "response"),
+            ],
         };
         let call = async |rows: Vec<LogLikelihoodRow>, _| {
             let request = LogLikelihoodRequest {

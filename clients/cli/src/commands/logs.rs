@@ -30,7 +30,8 @@ impl Logs {
         let mut pages = cluster.jobs().get_logs(GetLogsRequest { job_id: self.job }).await?.into_inner();
         let mut all = Vec::new();
         while let Some(page) = pages.message().await? {
-            let wanted = |entry: &LogEntry| self.stage.as_ref().is_none_or(|stage| entry.stage.contains(stage));
+            let wanted =
+                |entry: &LogEntry| self.stage.as_ref().is_none_or(|stage| entry.stage.contains(stage));
             for entry in page.entries.into_iter().filter(wanted) {
                 let value = json!({
                     "time": time(entry.time.as_ref()),

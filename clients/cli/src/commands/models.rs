@@ -128,7 +128,10 @@ fn list(hub: &Hub, printer: &Printer) -> Outcome {
     if items.is_empty() {
         printer.note(format!("no models in {}", hub.settings().cache_dir.display()));
     }
-    printer.list(&items, &[("MODEL", "model"), ("COMMIT", "commit"), ("BYTES", "bytes"), ("DIRECTORY", "directory")])?;
+    printer.list(
+        &items,
+        &[("MODEL", "model"), ("COMMIT", "commit"), ("BYTES", "bytes"), ("DIRECTORY", "directory")],
+    )?;
     Ok(Code::Done)
 }
 
@@ -153,7 +156,9 @@ impl Progress for Shown {
             self.printer.note(format!("downloading {file} ({total} bytes, {have} there already)"));
             return;
         }
-        let style = ProgressStyle::with_template("{msg}  {bar:24.cyan/blue}  {bytes}/{total_bytes}  {bytes_per_sec}  {eta}");
+        let style = ProgressStyle::with_template(
+            "{msg}  {bar:24.cyan/blue}  {bytes}/{total_bytes}  {bytes_per_sec}  {eta}",
+        );
         let bar = ProgressBar::new(total).with_style(style.expect("the template is valid"));
         bar.set_message(file.to_owned());
         bar.set_position(have);

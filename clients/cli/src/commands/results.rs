@@ -72,7 +72,9 @@ pub async fn save(cluster: &Cluster, files: &[ResultFile], directory: &Path) -> 
 fn inside(directory: &Path, path: &str) -> Outcome<PathBuf> {
     let relative = Path::new(path);
     if path.is_empty() || !relative.components().all(|part| matches!(part, Component::Normal(_))) {
-        return Err(Failure::failed(format!("the coordinator named a result file outside the folder: `{path}`")));
+        return Err(Failure::failed(format!(
+            "the coordinator named a result file outside the folder: `{path}`"
+        )));
     }
     Ok(directory.join(relative))
 }

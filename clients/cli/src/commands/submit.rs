@@ -42,10 +42,17 @@ impl Submit {
 
 impl Submission {
     /// Hands the job in and follows it.
-    pub async fn hand_in(self, spec: JobSpec, cluster: Cluster, global: &Global, printer: &Printer) -> Outcome {
+    pub async fn hand_in(
+        self,
+        spec: JobSpec,
+        cluster: Cluster,
+        global: &Global,
+        printer: &Printer,
+    ) -> Outcome {
         let interrupted = interrupt::token();
         // The key makes a retry of this very call harmless.
-        let idempotency_key = self.idempotency_key.unwrap_or_else(|| cappy_proto::JobId::generate().to_string());
+        let idempotency_key =
+            self.idempotency_key.unwrap_or_else(|| cappy_proto::JobId::generate().to_string());
         let request = SubmitJobRequest { spec: Some(spec), idempotency_key };
         let answer = cluster.jobs().submit_job(request).await?.into_inner();
         let job = answer.job.unwrap_or_default();
@@ -53,7 +60,8 @@ impl Submission {
             printer.note(format!("{}: submitted before with this key", job.id));
         }
         if self.detach {
-            printer.value(&json!({ "job": job.id, "state": job_view::state_name(&job) }), || job.id.clone())?;
+            printer
+                .value(&json!({ "job": job.id, "state": job_view::state_name(&job) }), || job.id.clone())?;
             if cluster.is_embedded() {
                 printer.note(format!(
                     "the embedded cluster ends with this command: `cappy-client watch {}` runs the job",

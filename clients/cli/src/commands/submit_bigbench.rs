@@ -7,7 +7,9 @@ use cappy_eval::{
     rows::{GeneratedRow, JsonLines, JsonLinesWriter, JsonStyle, ReadError, Row},
 };
 use cappy_process::exit::Code;
-use cappy_proto::v1::{Artifact, BigbenchSpec, BigbenchSubset, FineTuning, JobSpec, RowOrder, Schedule, job_spec::Kind};
+use cappy_proto::v1::{
+    Artifact, BigbenchSpec, BigbenchSubset, FineTuning, JobSpec, RowOrder, Schedule, job_spec::Kind,
+};
 use clap::{Args, ValueEnum};
 
 use super::{demo_data, submit::Submission};
@@ -115,9 +117,11 @@ impl Bigbench {
                 ));
             }
         };
-        let folder = bigbench::inspect(&data, &self.subsets).map_err(|error| Failure::failed(explain(&error)))?;
+        let folder =
+            bigbench::inspect(&data, &self.subsets).map_err(|error| Failure::failed(explain(&error)))?;
         let cluster = Cluster::connect(global, Need::Models, printer).await?;
-        let mut upload = SubsetUpload { cluster: &cluster, scratch: scratch.path(), printer, bad: 0, strict: self.strict };
+        let mut upload =
+            SubsetUpload { cluster: &cluster, scratch: scratch.path(), printer, bad: 0, strict: self.strict };
         let mut subsets = Vec::with_capacity(folder.subsets.len());
         for files in &folder.subsets {
             let subset = match &self.generations {
@@ -157,7 +161,9 @@ impl FineTuningFlags {
             _ => ScheduleName::Upstream,
         });
         FineTuning {
-            learning_rate: self.learning_rate.unwrap_or(own.map_or(defaults::LEARNING_RATE, |own| own.learning_rate)),
+            learning_rate: self
+                .learning_rate
+                .unwrap_or(own.map_or(defaults::LEARNING_RATE, |own| own.learning_rate)),
             batch_size: self.batch_size.unwrap_or(own.map_or(defaults::BATCH_SIZE, |own| own.batch_size)),
             accumulate: self.accumulate.unwrap_or(own.map_or(defaults::ACCUMULATE, |own| own.accumulate)),
             train_size: self.train_size.unwrap_or(own.map_or(defaults::TRAIN_SIZE, |own| own.train_size)),
@@ -197,7 +203,12 @@ impl SubsetUpload<'_> {
         })
     }
 
-    async fn generations(&mut self, generations: &Path, model: &str, subset: &str) -> Outcome<BigbenchSubset> {
+    async fn generations(
+        &mut self,
+        generations: &Path,
+        model: &str,
+        subset: &str,
+    ) -> Outcome<BigbenchSubset> {
         let own = generations.join(model.rsplit('/').next().unwrap_or(model));
         let folder = if own.is_dir() { own } else { generations.to_owned() };
         let path = |split| {
@@ -228,7 +239,8 @@ impl SubsetUpload<'_> {
         check: impl Fn(&T) -> Result<(), String>,
     ) -> Outcome<(Artifact, u64)> {
         let copy = self.scratch.join("rows.jsonl");
-        let mut writer = JsonLinesWriter::create(&copy, JsonStyle::Python).context("cannot write temporary rows")?;
+        let mut writer =
+            JsonLinesWriter::create(&copy, JsonStyle::Python).context("cannot write temporary rows")?;
         let mut bad = 0;
         for row in JsonLines::<T>::open(path).map_err(|error| Failure::failed(explain(&error)))? {
             let told = match row {
@@ -264,9 +276,15 @@ impl SubsetUpload<'_> {
 }
 
 fn positive(text: &str) -> Result<f64, String> {
-    text.parse().ok().filter(|x: &f64| x.is_finite() && *x > 0.0).ok_or_else(|| "expected a number above 0".into())
+    text.parse()
+        .ok()
+        .filter(|x: &f64| x.is_finite() && *x > 0.0)
+        .ok_or_else(|| "expected a number above 0".into())
 }
 
 fn share(text: &str) -> Result<f64, String> {
-    text.parse().ok().filter(|x| (0.0..=1.0).contains(x)).ok_or_else(|| "expected a number from 0 to 1".into())
+    text.parse()
+        .ok()
+        .filter(|x| (0.0..=1.0).contains(x))
+        .ok_or_else(|| "expected a number from 0 to 1".into())
 }

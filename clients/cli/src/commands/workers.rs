@@ -37,10 +37,13 @@ impl Workers {
         let cluster = Cluster::connect(global, Need::Models, printer).await?;
         let workers = match self.action {
             Some(Action::Drain { id }) => {
-                let answer = cluster.workers().drain_worker(DrainWorkerRequest { worker_id: id }).await?.into_inner();
+                let answer =
+                    cluster.workers().drain_worker(DrainWorkerRequest { worker_id: id }).await?.into_inner();
                 answer.worker.into_iter().collect()
             }
-            None | Some(Action::Ls) => cluster.workers().list_workers(ListWorkersRequest {}).await?.into_inner().workers,
+            None | Some(Action::Ls) => {
+                cluster.workers().list_workers(ListWorkersRequest {}).await?.into_inner().workers
+            }
         };
         let items: Vec<Value> = workers.iter().map(view).collect();
         let columns = [

@@ -180,11 +180,15 @@ mod tests {
         assert_ne!(run, Run::of(&["ab", ""]));
         let state =
             |updates| RunState { updates, losses: vec![0.1 + 0.2; updates as usize], ..RunState::default() };
+        let save = |dir: &str, weights: &str| {
+            fs::write(Path::new(dir).join("w"), weights).unwrap();
+            Ok(())
+        };
         {
             let mine = store.run(&run);
             assert!(store.run(&run).dir.is_none(), "a second attempt has none");
-            mine.save_if_due(&state(1), &mut |dir| Ok(fs::write(Path::new(dir).join("w"), "1").unwrap()));
-            mine.save_if_due(&state(2), &mut |dir| Ok(fs::write(Path::new(dir).join("w"), "2").unwrap()));
+            mine.save_if_due(&state(1), &mut |dir| save(dir, "1"));
+            mine.save_if_due(&state(2), &mut |dir| save(dir, "2"));
             mine.save_if_due(&state(3), &mut |_| Err(Failure::internal("disk full")));
         }
         let again = store.run(&run);

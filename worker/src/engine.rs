@@ -55,7 +55,12 @@ pub struct Engine {
 
 /// What names meant lately.
 #[derive(Default)]
-pub struct RecentNames(Mutex<HashMap<(String, Role), (Instant, Arc<LocalModel>)>>);
+pub struct RecentNames(Mutex<HashMap<(String, Role), Remembered>>);
+
+struct Remembered {
+    since: Instant,
+    model: Arc<LocalModel>,
+}
 
 impl RecentNames {
     fn get_or<E>(
@@ -68,14 +73,14 @@ impl RecentNames {
         let key = (name.to_owned(), role);
         let recent = {
             let mut names = names();
-            names.retain(|_, (time, _)| time.elapsed() < NAME_TTL);
-            names.get(&key).map(|(_, model)| Arc::clone(model))
+            names.retain(|_, name| name.since.elapsed() < NAME_TTL);
+            names.get(&key).map(|name| Arc::clone(&name.model))
         };
         if let Some(model) = recent {
             return Ok(model);
         }
         let model = Arc::new(find()?);
-        names().insert(key, (Instant::now(), Arc::clone(&model)));
+        names().insert(key, Remembered { since: Instant::now(), model: Arc::clone(&model) });
         Ok(model)
     }
 }

@@ -96,8 +96,11 @@ struct Job<I, T> {
     queued_at: Instant,
 }
 
+/// Instructions, each with its responses.
+type ScoreJob = Job<Vec<(String, Vec<String>)>, ScoredRows>;
+
 enum Work {
-    Score(Job<Vec<(String, Vec<String>)>, ScoredRows>),
+    Score(ScoreJob),
     Generate(Job<Generation, GeneratedRows>),
     Likelihood(Job<Likelihood, Likelihoods>),
 }
@@ -276,10 +279,7 @@ impl Executor {
     }
 
     /// More scoring calls that wait already; what is no scoring call keeps its turn.
-    fn join(
-        &mut self,
-        first: Job<Vec<(String, Vec<String>)>, ScoredRows>,
-    ) -> Vec<Job<Vec<(String, Vec<String>)>, ScoredRows>> {
+    fn join(&mut self, first: ScoreJob) -> Vec<ScoreJob> {
         let pairs =
             |rows: &[(String, Vec<String>)]| rows.iter().map(|(_, responses)| responses.len()).sum::<usize>();
         let mut total = pairs(&first.input);
@@ -305,7 +305,7 @@ impl Executor {
     fn score(
         &self,
         scorer: &crate::residency::Resident<dyn cappy_plugin_abi::Scorer>,
-        jobs: Vec<Job<Vec<(String, Vec<String>)>, ScoredRows>>,
+        jobs: Vec<ScoreJob>,
         started: Instant,
     ) {
         let budget = self.all.engine.budgets.score;

@@ -68,7 +68,7 @@ struct PluginArgs {
 #[derive(Args, Clone)]
 struct WorkerArgs {
     /// Coordinator to serve; without one, only the inference service runs
-    #[arg(long, env = "CAPPY_COORDINATOR", value_name = "URL")]
+    #[arg(long, env = "CAPPY_COORDINATOR", value_name = "URL", value_parser = coordinator_url)]
     coordinator: Option<String>,
     #[command(flatten)]
     plugins: PluginArgs,
@@ -105,6 +105,14 @@ struct WorkerArgs {
     /// Log more; twice: everything
     #[arg(short, long, action = clap::ArgAction::Count)]
     verbose: u8,
+}
+
+fn coordinator_url(text: &str) -> Result<String, String> {
+    let uri: tonic::transport::Uri = text.parse().map_err(|error| format!("not a URL: {error}"))?;
+    match (uri.scheme_str(), uri.host()) {
+        (Some("http" | "https"), Some(_)) => Ok(text.to_owned()),
+        _ => Err("a URL such as http://127.0.0.1:50051 is needed".to_owned()),
+    }
 }
 
 fn main() -> ExitCode {

@@ -108,11 +108,15 @@ pub async fn run(
     });
     let mut pause = Backoff::new(RECONNECT_PAUSE);
     let mut ttl = DEFAULT_LEASE_TTL;
+    let mut welcomed;
     let result = loop {
-        let mut welcomed = false;
+        welcomed = false;
         match connect_once(&shared, &mut welcomed, &mut ttl).await {
             Ok(End::Done) => break Ok(()),
-            Ok(End::Lost(reason)) => tracing::warn!(reason, "lost the coordinator, connecting again"),
+            Ok(End::Lost(reason)) if welcomed => {
+                tracing::warn!(reason, "lost the coordinator, connecting again");
+            }
+            Ok(End::Lost(reason)) => tracing::warn!(reason, "cannot reach the coordinator, trying again"),
             Err(error) => break Err(error),
         }
         if welcomed {
@@ -124,6 +128,7 @@ pub async fn run(
         tokio::select! {
             () = tokio::time::sleep(pause.next()) => {}
             () = shared.stop.cancelled() => {}
+            () = shared.drain.cancelled(), if shared.leases.is_empty() => {}
         }
         if shared.stop.is_cancelled() || (shared.drain.is_cancelled() && shared.leases.is_empty()) {
             break Ok(());

@@ -1,5 +1,5 @@
-//! Artifacts on this machine: a bounded cache by content ([`cache`]), and the way to and from the coordinator
-//! ([`transfer`]).
+//! Artifacts on this machine: a bounded cache by content (`cache.rs`), and the way to and from the coordinator
+//! (`transfer.rs`).
 
 mod cache;
 mod transfer;

@@ -1,6 +1,6 @@
 //! Runs one leased shard: input files are on local disk, output files are left in a scratch directory.
 //!
-//! One file per kind of task; [`rows`] reads and names input rows, [`failure`] sorts what can go wrong.
+//! One file per kind of task; `rows.rs` reads and names input rows, `failure.rs` sorts what can go wrong.
 
 mod failure;
 mod generate;

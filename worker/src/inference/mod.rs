@@ -1,7 +1,7 @@
 //! Online calls: the same service that the coordinator routes to.
 //!
-//! A call is checked ([`service`]), queued with others for its model and run on that model's thread ([`executor`]);
-//! what goes wrong becomes a rich status ([`status`]). A full queue sheds; a caller that went away (deadline, drop)
+//! A call is checked (`service.rs`), queued with others for its model and run on that model's thread (`executor.rs`);
+//! what goes wrong becomes a rich status (`status.rs`). A full queue sheds; a caller that went away (deadline, drop)
 //! takes its work with it.
 
 mod executor;

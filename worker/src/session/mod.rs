@@ -1,7 +1,7 @@
 //! The worker's side of a session with the coordinator.
 //!
 //! [`run`] connects, says hello, and from then on sends heartbeats with the progress of every lease it holds
-//! ([`leases`]); each lease that arrives becomes a task ([`shard`]). A broken connection is made anew with growing
+//! (`leases.rs`); each lease that arrives becomes a task (`shard.rs`). A broken connection is made anew with growing
 //! pauses; the leases go on meanwhile, and are announced again, but end when the coordinator was out of reach for as
 //! long as a lease lives.
 

@@ -1,7 +1,7 @@
 //! Text to token ids and back, exactly as transformers' fast tokenizers do it.
 //!
 //! A pair is encoded in two steps: each side alone (so that an instruction with many responses is tokenized once),
-//! then cut longest-first and set into the [`frame`] of special tokens that the tokenizer's own post-processor
+//! then cut longest-first and set into the `frame.rs` of special tokens that the tokenizer's own post-processor
 //! makes. No tokenizer looks across the border of the two texts, so this equals encoding the pair at once.
 
 mod frame;

@@ -44,7 +44,14 @@ impl From<Status> for Failure {
     fn from(status: Status) -> Self {
         let code = match status.code() {
             // A status that carries a source was made here, by a connection that broke.
-            tonic::Code::Unavailable if std::error::Error::source(&status).is_some() => Code::Unreachable,
+            tonic::Code::Unavailable
+            | tonic::Code::Unknown
+            | tonic::Code::Internal
+            | tonic::Code::Cancelled
+                if std::error::Error::source(&status).is_some() =>
+            {
+                Code::Unreachable
+            }
             tonic::Code::InvalidArgument => Code::Usage,
             _ => Code::Failed,
         };

@@ -149,8 +149,10 @@ impl<'a> RaggedTokens<'a> {
             return bad("ragged batch: one type id a token, or none".into());
         }
         for i in 0..self.rows() {
-            if self.offsets[i] >= self.offsets[i + 1] {
-                return bad(format!("ragged batch: row {i} is empty or its offsets decrease"));
+            if self.offsets[i] >= self.offsets[i + 1] || self.offsets[i + 1] as usize > self.tokens.len() {
+                return bad(format!(
+                    "ragged batch: row {i} is empty, or its offsets decrease or pass the tokens' end"
+                ));
             }
             if let Some(id) = self.row(i).iter().find(|&&id| id >= vocab_size) {
                 return bad(format!(

@@ -6,14 +6,14 @@
 //! ```
 //! `LENGTHS.json` is `{"lengths": [tokens of each row]}`. Without `--model-dir` the weights are random.
 
+mod shapes;
+
 use std::path::PathBuf;
 use std::time::Instant;
 
-use cappy_plugin_abi::random::{fold, uniform};
 use cappy_plugin_abi::{Backend, LoadRequest, TokenRows, Unattended};
 use cappy_plugin_candle::CandleBackend;
-use cappy_plugin_candle::encoder::config::EncoderConfig;
-use cappy_plugin_candle::encoder::layout::Layout;
+use shapes::Shape;
 
 #[derive(serde::Deserialize)]
 struct Lengths {
@@ -23,10 +23,7 @@ struct Lengths {
 struct Arguments {
     lengths: PathBuf,
     model_dir: Option<PathBuf>,
-    layers: usize,
-    hidden: usize,
-    heads: usize,
-    intermediate: usize,
+    shape: Shape,
     runs: usize,
     threads: Option<usize>,
 }
@@ -35,10 +32,7 @@ fn arguments() -> Result<Arguments, String> {
     let mut parsed = Arguments {
         lengths: PathBuf::new(),
         model_dir: None,
-        layers: 24,
-        hidden: 1024,
-        heads: 16,
-        intermediate: 4096,
+        shape: Shape { vocab_size: 50_265, layers: 24, hidden: 1024, heads: 16, intermediate: 4096 },
         runs: 3,
         threads: None,
     };
@@ -49,49 +43,16 @@ fn arguments() -> Result<Arguments, String> {
         match flag.as_str() {
             "--lengths" => parsed.lengths = value.into(),
             "--model-dir" => parsed.model_dir = Some(value.into()),
-            "--layers" => parsed.layers = number()?,
-            "--hidden" => parsed.hidden = number()?,
-            "--heads" => parsed.heads = number()?,
-            "--intermediate" => parsed.intermediate = number()?,
+            "--layers" => parsed.shape.layers = number()?,
+            "--hidden" => parsed.shape.hidden = number()?,
+            "--heads" => parsed.shape.heads = number()?,
+            "--intermediate" => parsed.shape.intermediate = number()?,
             "--runs" => parsed.runs = number()?.max(1),
             "--threads" => parsed.threads = Some(number()?),
             _ => return Err(format!("unknown argument `{flag}`")),
         }
     }
     Ok(parsed)
-}
-
-/// Writes a model of random bf16 weights; returns its directory, which lives as long as the guard.
-fn random_model(arguments: &Arguments) -> Result<tempfile::TempDir, Box<dyn std::error::Error>> {
-    let json = serde_json::json!({
-        "architectures": ["RobertaForSequenceClassification"], "model_type": "roberta", "vocab_size": 50265,
-        "max_position_embeddings": 514, "type_vocab_size": 1, "hidden_size": arguments.hidden,
-        "intermediate_size": arguments.intermediate, "num_hidden_layers": arguments.layers,
-        "num_attention_heads": arguments.heads, "layer_norm_eps": 1e-5, "pad_token_id": 1, "num_labels": 1,
-    })
-    .to_string();
-    let dir = tempfile::tempdir()?;
-    std::fs::write(dir.path().join("config.json"), &json)?;
-    let layout = Layout::new(&EncoderConfig::parse(&json)?);
-    let block: Vec<half::bf16> =
-        (0..1 << 16).map(|i| half::bf16::from_f64(0.07 * (uniform(fold(1, i)) - 0.5))).collect();
-    let ones = vec![half::bf16::ONE; 1 << 16];
-    let tensors: Vec<(String, Vec<usize>, Vec<u8>)> = layout
-        .slots
-        .iter()
-        .map(|slot| {
-            let source = if slot.name.ends_with("LayerNorm.weight") { &ones } else { &block };
-            let shift = slot.range.start % 977;
-            let values = (0..slot.range.len()).flat_map(|i| source[(i + shift) % source.len()].to_le_bytes());
-            (slot.name.clone(), slot.shape.clone(), values.collect())
-        })
-        .collect();
-    let views = tensors.iter().map(|(name, shape, bytes)| {
-        let view = safetensors::tensor::TensorView::new(safetensors::Dtype::BF16, shape.clone(), bytes);
-        (name, view.expect("as many bytes as the shape says"))
-    });
-    safetensors::serialize_to_file(views, None, &dir.path().join("model.safetensors"))?;
-    Ok(dir)
 }
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -103,7 +64,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut random = None;
     let dir = match &arguments.model_dir {
         Some(dir) => dir.clone(),
-        None => random.insert(random_model(&arguments)?).path().to_path_buf(),
+        None => random.insert(shapes::random_model(&arguments.shape)?).path().to_path_buf(),
     };
     let request = LoadRequest {
         model_dir: dir.to_string_lossy().into_owned(),

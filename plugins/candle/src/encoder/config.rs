@@ -158,7 +158,7 @@ impl EncoderConfig {
                 return Err(Failure::bad_model(format!("`config.json` has {field} {value}")));
             }
         }
-        if raw.hidden_size % raw.num_attention_heads != 0 {
+        if !raw.hidden_size.is_multiple_of(raw.num_attention_heads) {
             return Err(Failure::bad_model(format!(
                 "`config.json` has hidden_size {}, which {} heads do not divide",
                 raw.hidden_size, raw.num_attention_heads

@@ -27,6 +27,7 @@ pub(super) fn exp_lane<const FMA: bool>(x: f32) -> f32 {
 }
 
 /// erf(x) within 4e-7. Source: the rational approximation of Eigen (`generic_fast_erf_float`).
+#[expect(clippy::excessive_precision, reason = "coefficients as their source prints them")]
 #[inline(always)]
 pub(super) fn erf_lane<const FMA: bool>(x: f32) -> f32 {
     let x = x.clamp(-4.0, 4.0);
@@ -47,6 +48,7 @@ pub(super) fn erf_lane<const FMA: bool>(x: f32) -> f32 {
 }
 
 /// tanh(x) within 4e-7. Source: the rational approximation of Eigen (`generic_fast_tanh_float`).
+#[expect(clippy::excessive_precision, reason = "coefficients as their source prints them")]
 #[inline(always)]
 pub(super) fn tanh_lane<const FMA: bool>(x: f32) -> f32 {
     let x = x.clamp(-7.905_311, 7.905_311);

@@ -131,6 +131,10 @@ mod x86 {
                 // Two panel rows ahead of the hardware's prefetcher: panels start on new pages.
                 _mm_prefetch::<_MM_HINT_T0>(b.add(32 * 16).cast());
                 _mm_prefetch::<_MM_HINT_T0>(b.add(32 * 16 + 16).cast());
+                #[expect(
+                    clippy::needless_range_loop,
+                    reason = "`r` also steps through `a`; the loop unrolls"
+                )]
                 for r in 0..R {
                     let x = _mm512_set1_ps(*a.add(r));
                     sums[r][0] = _mm512_fmadd_ps(x, b0, sums[r][0]);
@@ -168,6 +172,10 @@ mod x86 {
             for _ in 0..k {
                 let b0 = _mm256_load_ps(b);
                 let b1 = _mm256_load_ps(b.add(8));
+                #[expect(
+                    clippy::needless_range_loop,
+                    reason = "`r` also steps through `a`; the loop unrolls"
+                )]
                 for r in 0..R {
                     let x = _mm256_set1_ps(*a.add(r));
                     sums[r][0] = _mm256_fmadd_ps(x, b0, sums[r][0]);

@@ -25,6 +25,7 @@ struct Step {
 }
 
 /// Applies update number `t` (from 1) with the mean of `count` accumulated gradients, which become 0.
+#[expect(clippy::too_many_arguments, reason = "the state of one optimizer step, used once")]
 pub(super) fn update(
     weights: &mut [f32],
     gradients: &mut [f32],

@@ -12,6 +12,7 @@ use rayon::prelude::*;
 use super::activation;
 use super::buffer::Buffer;
 use super::microkernel::{MAX_TILE, microkernel};
+use super::packing;
 
 /// Depth of a packed block: a block of `a` fits the second-level cache, a panel of `b` streams through the first.
 const KC: usize = 512;
@@ -25,11 +26,11 @@ const PACK_PARALLEL_FROM: usize = 100_000;
 /// A matrix in someone else's memory: element `(i, j)` is `data[i * row_stride + j * col_stride]`.
 #[derive(Clone, Copy, Debug)]
 pub struct Matrix<'a> {
-    data: &'a [f32],
-    rows: usize,
-    cols: usize,
-    row_stride: usize,
-    col_stride: usize,
+    pub(super) data: &'a [f32],
+    pub(super) rows: usize,
+    pub(super) cols: usize,
+    pub(super) row_stride: usize,
+    pub(super) col_stride: usize,
 }
 
 impl<'a> Matrix<'a> {
@@ -118,14 +119,14 @@ impl Packed {
             return self.fill_here(b);
         }
         let panel_len = self.resize(b);
-        self.data.par_chunks_mut(panel_len).enumerate().for_each(|(p, panel)| pack_panel(b, p, panel));
+        self.data.par_chunks_mut(panel_len).enumerate().for_each(|(p, panel)| packing::panel(b, p, panel));
     }
 
     /// As [`Packed::fill`], on the calling thread.
     pub fn fill_here(&mut self, b: Matrix<'_>) {
         let panel_len = self.resize(b);
         for (p, panel) in self.data.chunks_mut(panel_len).enumerate() {
-            pack_panel(b, p, panel);
+            packing::panel(b, p, panel);
         }
     }
 
@@ -150,55 +151,6 @@ impl Packed {
     /// Bytes held.
     pub fn bytes(&self) -> usize {
         self.data.len() * size_of::<f32>()
-    }
-}
-
-/// Columns `index * nr ..` of `b` as `[k][nr]`, zero beyond the last.
-fn pack_panel(b: Matrix<'_>, index: usize, panel: &mut [f32]) {
-    let nr = microkernel().nr;
-    let first = index * nr;
-    let cols = nr.min(b.cols - first);
-    if b.col_stride == 1 {
-        for (i, to) in panel.chunks_exact_mut(nr).enumerate() {
-            let from = &b.data[i * b.row_stride + first..][..cols];
-            to[..cols].copy_from_slice(from);
-            to[cols..].fill(0.0);
-        }
-        return;
-    }
-    if cols < nr {
-        panel.fill(0.0);
-    }
-    // Columns are contiguous: walk them in short runs so that both sides stay in cache.
-    const RUN: usize = 16;
-    for start in (0..b.rows).step_by(RUN) {
-        let end = (start + RUN).min(b.rows);
-        for j in 0..cols {
-            let column = &b.data[(first + j) * b.col_stride..];
-            for i in start..end {
-                panel[i * nr + j] = column[i * b.row_stride];
-            }
-        }
-    }
-}
-
-/// Rows `row..row + rows`, columns `depth..depth + kc` of `a` as `[kc][rows]`.
-fn pack_tile(a: Matrix<'_>, row: usize, rows: usize, depth: usize, kc: usize, to: &mut [f32]) {
-    if a.row_stride == 1 {
-        for (p, to) in to.chunks_exact_mut(rows).enumerate() {
-            to.copy_from_slice(&a.data[(depth + p) * a.col_stride + row..][..rows]);
-        }
-        return;
-    }
-    const RUN: usize = 16;
-    for start in (0..kc).step_by(RUN) {
-        let end = (start + RUN).min(kc);
-        for r in 0..rows {
-            let from = &a.data[(row + r) * a.row_stride + (depth + start) * a.col_stride..];
-            for p in start..end {
-                to[p * rows + r] = from[(p - start) * a.col_stride];
-            }
-        }
     }
 }
 
@@ -321,10 +273,11 @@ unsafe fn run_block(
     loop {
         let kc = KC.min(k - depth);
         let last = depth + kc == k;
-        let packed = block.resized((end_row - first_row) * kc);
+        let packed = block.resized((end_row - first_row) * kc + packing::SLACK);
         for row in (first_row..end_row).step_by(mr) {
             let rows = mr.min(end_row - row);
-            pack_tile(a, row, rows, depth, kc, &mut packed[(row - first_row) * kc..][..rows * kc]);
+            let to = &mut packed[(row - first_row) * kc..][..rows * kc + packing::SLACK];
+            packing::tile(a, row, rows, depth, kc, to);
         }
         let accumulate = depth > 0 || epilogue.accumulates();
         for panel in panels.clone() {

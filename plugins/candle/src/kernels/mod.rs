@@ -12,6 +12,7 @@ mod buffer;
 pub mod dropout;
 mod gemm;
 mod microkernel;
+mod packing;
 #[cfg(test)]
 pub(crate) mod reference;
 pub mod rowwise;

@@ -48,3 +48,12 @@ def padded(rows, chosen, pad_id, to=None):
         ids[r, : len(rows[i])] = rows[i]
         mask[r, : len(rows[i])] = 1
     return ids, mask
+
+
+if __name__ == "__main__":
+    # python workload.py roberta|t5 LENGTHS STRIDE ROWS.json: the rows for the side that is not Python.
+    import sys
+
+    kind, path, stride, output = sys.argv[1:]
+    ids = {"roberta": roberta_ids, "t5": t5_ids}[kind]
+    json.dump(ids(lengths(path, int(stride))), open(output, "w"))

@@ -59,14 +59,20 @@ struct Side {
 impl Bench {
     /// Prepares models and programs, then measures.
     pub fn run(self) -> Result<()> {
-        let (sides, shape, example, lengths, peer) = match self.workload {
-            Workload::Score(sides) => {
-                (sides, "roberta-large", "score_speed", "lengths_score.json", "score_transformers.py")
-            }
+        let (sides, kind, shape, example, lengths, peer) = match self.workload {
+            Workload::Score(sides) => (
+                sides,
+                "roberta",
+                "roberta-large",
+                "bench_score",
+                "lengths_score.json",
+                "score_transformers.py",
+            ),
             Workload::Generate(sides) => (
                 sides,
+                "t5",
                 "flan-t5-small",
-                "generate_speed",
+                "bench_generate",
                 "lengths_generate.json",
                 "generate_transformers.py",
             ),
@@ -74,20 +80,14 @@ impl Bench {
         let shape = sides.shape.clone().unwrap_or_else(|| shape.to_owned());
         let python = python(&sides)?;
         let model = model(&python, &shape)?;
-        run(
-            "build",
-            &mut cargo([
-                "build",
-                "--release",
-                "--locked",
-                "--quiet",
-                "--package",
-                "cappy-plugin-candle",
-                "--example",
-                example,
-            ]),
-        )?;
+        let build =
+            ["build", "--release", "--locked", "--quiet", "--package", "cappy-plugin-candle", "--example"];
+        run("build", cargo(build).arg(example))?;
         let lengths = root().join("tests/bench").join(lengths);
+        let rows = target().join("bench").join(format!("rows-{kind}-{}.json", sides.stride));
+        let mut make_rows = Command::new(&python);
+        make_rows.arg(root().join("tests/bench/workload.py")).arg(kind).arg(&lengths);
+        run("rows", make_rows.arg(sides.stride.to_string()).arg(&rows))?;
         let arguments: Vec<String> = [
             ("--model", model.display().to_string()),
             ("--lengths", lengths.display().to_string()),
@@ -99,15 +99,13 @@ impl Bench {
         .collect();
         let program = target().join("release/examples").join(example);
         let ours = {
-            let arguments = arguments.clone();
-            Side {
-                name: "cappy",
-                command: Box::new(move || {
-                    let mut c = Command::new(&program);
-                    c.args(&arguments);
-                    c
-                }),
-            }
+            let (model, rows, threads) = (model.clone(), rows.clone(), sides.threads.to_string());
+            let command = move || {
+                let mut command = Command::new(&program);
+                command.arg(&model).arg(&rows).arg(&threads);
+                command
+            };
+            Side { name: "cappy", command: Box::new(command) }
         };
         let script = root().join("tests/bench").join(peer);
         let peer_side = |name, extra: &'static [&'static str]| {
@@ -138,32 +136,43 @@ impl Bench {
 
 fn compare(ours: &Side, theirs: &[Side], rounds: usize) -> Result<Vec<Value>> {
     let mut our_seconds = Vec::new();
+    let mut worst_difference = vec![None; theirs.len()];
     let mut their_seconds = vec![Vec::new(); theirs.len()];
     for round in 1..=rounds {
-        let mine = measure(ours)?;
+        let (mine, our_scores) = measure(ours)?;
         eprintln!("round {round}: {} {mine:.2} s", ours.name);
         our_seconds.push(mine);
-        for (side, seconds) in theirs.iter().zip(&mut their_seconds) {
-            let other = measure(side)?;
+        for ((side, seconds), worst) in theirs.iter().zip(&mut their_seconds).zip(&mut worst_difference) {
+            let (other, their_scores) = measure(side)?;
+            *worst = difference(&our_scores, &their_scores);
             eprintln!("round {round}: {} {other:.2} s, ratio {:.2}", side.name, other / mine);
             seconds.push(other);
         }
     }
     let mut report =
         vec![json!({ "name": ours.name, "median_seconds": median(&our_seconds), "seconds": our_seconds })];
-    for (side, seconds) in theirs.iter().zip(&their_seconds) {
+    for ((side, seconds), worst) in theirs.iter().zip(&their_seconds).zip(worst_difference) {
         let ratios: Vec<f64> = seconds.iter().zip(&our_seconds).map(|(other, mine)| other / mine).collect();
         report.push(json!({
             "name": side.name,
             "median_seconds": median(seconds),
             "seconds": seconds,
             "times_as_fast_as_this": median(&ratios),
+            "worst_score_difference": worst,
         }));
     }
     Ok(report)
 }
 
-fn measure(side: &Side) -> Result<f64> {
+/// The largest difference of two lists of scores, where both sides have one.
+fn difference(ours: &Value, theirs: &Value) -> Option<f64> {
+    let (ours, theirs) = (ours.as_array()?, theirs.as_array()?);
+    let pairs = ours.iter().zip(theirs).map(|(a, b)| Some((a.as_f64()? - b.as_f64()?).abs()));
+    pairs.collect::<Option<Vec<f64>>>()?.into_iter().reduce(f64::max)
+}
+
+/// Seconds, and scores where the side prints them.
+fn measure(side: &Side) -> Result<(f64, Value)> {
     let output = (side.command)().output().with_context(|| format!("cannot start {}", side.name))?;
     if !output.status.success() {
         bail!("{}: {}\n{}", side.name, output.status, String::from_utf8_lossy(&output.stderr));
@@ -172,7 +181,9 @@ fn measure(side: &Side) -> Result<f64> {
     let line = text.lines().last().unwrap_or_default();
     let value: Value =
         serde_json::from_str(line).with_context(|| format!("{}: not JSON: {line}", side.name))?;
-    value["seconds"].as_f64().with_context(|| format!("{}: no `seconds` in {line}", side.name))
+    let seconds =
+        value["seconds"].as_f64().with_context(|| format!("{}: no `seconds` in {line}", side.name))?;
+    Ok((seconds, value["scores"].clone()))
 }
 
 fn median(values: &[f64]) -> f64 {

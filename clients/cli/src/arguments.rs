@@ -32,6 +32,7 @@ pub struct Global {
         global = true,
         value_name = "URL",
         env = "CAPPY_COORDINATOR",
+        hide_env_values = true,
         help_heading = "Global options"
     )]
     pub coordinator: Option<String>,
@@ -39,7 +40,14 @@ pub struct Global {
     #[arg(long, global = true, help_heading = "Global options")]
     pub local: bool,
     /// Where the embedded cluster keeps jobs and artifacts [default: ~/.local/share/cappy]
-    #[arg(long, global = true, value_name = "DIR", env = "CAPPY_DATA_DIR", help_heading = "Global options")]
+    #[arg(
+        long,
+        global = true,
+        value_name = "DIR",
+        env = "CAPPY_DATA_DIR",
+        hide_env_values = true,
+        help_heading = "Global options"
+    )]
     pub data_dir: Option<PathBuf>,
     /// How results are printed [default: table on a terminal, ndjson otherwise]
     // A text, because the importers' own `--output DIR` has the same name.
@@ -74,10 +82,24 @@ pub struct Global {
     )]
     pub token: Option<String>,
     /// Certificate authority (PEM) that signed an https coordinator's certificate [default: the system's]
-    #[arg(long, global = true, value_name = "FILE", env = "CAPPY_TLS_CA", help_heading = "Global options")]
+    #[arg(
+        long,
+        global = true,
+        value_name = "FILE",
+        env = "CAPPY_TLS_CA",
+        hide_env_values = true,
+        help_heading = "Global options"
+    )]
     pub tls_ca: Option<PathBuf>,
     /// TOML file with settings (flags' long names as keys)
-    #[arg(long, global = true, value_name = "FILE", env = "CAPPY_CONFIG", help_heading = "Global options")]
+    #[arg(
+        long,
+        global = true,
+        value_name = "FILE",
+        env = "CAPPY_CONFIG",
+        hide_env_values = true,
+        help_heading = "Global options"
+    )]
     pub config: Option<PathBuf>,
 }
 

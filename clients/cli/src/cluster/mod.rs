@@ -8,8 +8,9 @@ use std::time::Duration;
 use cappy_proto::{
     MAX_MESSAGE_BYTES,
     v1::{
-        artifact_service_client::ArtifactServiceClient, cluster_service_client::ClusterServiceClient,
-        inference_service_client::InferenceServiceClient, job_service_client::JobServiceClient,
+        ListWorkersRequest, WorkerState, artifact_service_client::ArtifactServiceClient,
+        cluster_service_client::ClusterServiceClient, inference_service_client::InferenceServiceClient,
+        job_service_client::JobServiceClient,
     },
 };
 use tonic::{
@@ -27,6 +28,9 @@ use crate::{
 
 /// Time to wait for a coordinator's TCP and TLS handshake.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Time that an embedded worker may take to say hello, and how often it is looked for.
+const WORKER_PATIENCE: Duration = Duration::from_secs(30);
+const WORKER_POLL: Duration = Duration::from_millis(10);
 /// HTTP/2 pings that notice a coordinator that vanished without a word.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(20);
 
@@ -101,7 +105,26 @@ impl Cluster {
             .connect()
             .await
             .map_err(|error| Failure::unreachable(unreachable(&url, &error)))?;
-        Ok(Self { wire: InterceptedService::new(channel, SendToken(token)), embedded })
+        let cluster = Self { wire: InterceptedService::new(channel, SendToken(token)), embedded };
+        if cluster.is_embedded() && need == Need::Models {
+            cluster.wait_for_worker().await?;
+        }
+        Ok(cluster)
+    }
+
+    /// An embedded cluster is there when its worker has said hello.
+    async fn wait_for_worker(&self) -> Outcome<()> {
+        let give_up = tokio::time::Instant::now() + WORKER_PATIENCE;
+        loop {
+            let workers = self.workers().list_workers(ListWorkersRequest {}).await?.into_inner().workers;
+            if workers.iter().any(|worker| worker.state == WorkerState::Ready as i32) {
+                return Ok(());
+            }
+            if tokio::time::Instant::now() > give_up {
+                return Err(Failure::failed("the embedded cluster's worker does not start; -v tells more"));
+            }
+            tokio::time::sleep(WORKER_POLL).await;
+        }
     }
 
     clients! {

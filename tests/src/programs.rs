@@ -8,9 +8,17 @@ use std::{
     sync::OnceLock,
 };
 
-/// Packages whose programs or libraries the tests start or open.
-const PACKAGES: [&str; 5] =
-    ["cappy-client", "cappy-coordinator", "cappy-worker", "cappy-plugin-candle", "cappy-plugin-faulty"];
+/// Variables that cargo sets for a running test. Build scripts that watch them (ring's does) would see a change and
+/// have everything above them built again, here and by the next cargo.
+const OF_THE_TEST: [&str; 7] = [
+    "CARGO_BIN_",
+    "CARGO_CRATE_NAME",
+    "CARGO_MANIFEST_",
+    "CARGO_PKG_",
+    "CARGO_PRIMARY_PACKAGE",
+    "CARGO_TARGET_TMPDIR",
+    "OUT_DIR",
+];
 
 /// Where they are.
 #[derive(Debug)]
@@ -60,9 +68,16 @@ fn build() -> Programs {
     };
     let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.args(["build", "--offline", "--message-format=json-render-diagnostics", "--profile", profile]);
-    command.args(PACKAGES.iter().flat_map(|package| ["--package", package]));
+    // The whole workspace, as the test command builds it before: another selection would have other features of the
+    // dependencies, and build them again.
+    command.arg("--workspace");
     command.arg("--manifest-path").arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("../Cargo.toml"));
     command.arg("--target-dir").arg(target);
+    for (name, _) in env::vars_os() {
+        if name.to_str().is_some_and(|name| OF_THE_TEST.iter().any(|prefix| name.starts_with(prefix))) {
+            command.env_remove(name);
+        }
+    }
     let output = command.stdin(Stdio::null()).stderr(Stdio::inherit()).output().expect("cargo runs");
     assert!(output.status.success(), "cargo could not build the programs under test");
     let messages = String::from_utf8(output.stdout).expect("cargo writes UTF-8");

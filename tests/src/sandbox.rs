@@ -68,11 +68,15 @@ impl Sandbox {
             command.envs(env::var_os(name).map(|value| (name, value)));
         }
         command.env("HOME", self.folder("home"));
-        command.env("CAPPY_DATA_DIR", self.path("data"));
         command.env("HF_HUB_OFFLINE", "1");
         // Help is wrapped to this.
         command.env("COLUMNS", "100");
         command
+    }
+
+    /// Where a program of this place keeps its state unless told otherwise.
+    pub fn data_dir(&self) -> PathBuf {
+        self.path("home/.local/share/cappy")
     }
 
     /// A number that no other process of this sandbox has, for the names of its files.

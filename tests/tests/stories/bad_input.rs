@@ -36,7 +36,7 @@ fn commands_without_a_cluster_refuse_what_cannot_be() {
         TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a free port");
     let nobody = format!("http://{free}");
     let cases: &[(&[&str], i32, &[&str])] = &[
-        (&["submit", "bigbench", "--model", "demo", "--trainsize", "7"], 2, &["--trainsize", "--train-size"]),
+        (&["submit", "bigbench", "--model", "demo", "--trainsize", "7"], 2, &["--trainsize"]),
         (&["submit", "bigbench", "--model", "demo", "--train-size", "0"], 2, &["--train-size", "0"]),
         (&["submit", "bigbench"], 2, &["required"]),
         (&["submit", "bigbench", "--model", "demo", "--decoding", "greedy"], 2, &["`greedy`", "beamN"]),

@@ -36,6 +36,7 @@ const COPIES_OF_WEIGHTS: u64 = 4;
 const SHARED_FILES: [&str; 4] =
     ["config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"];
 
+/// Without times: the same run gives the same bytes on any machine. How long it took is in the shard's statistics.
 #[derive(Serialize)]
 struct TrainingReport<'a> {
     updates: u64,
@@ -44,7 +45,6 @@ struct TrainingReport<'a> {
     rows: u64,
     examples: u64,
     truncated_rows: u64,
-    seconds: f64,
     schedule: Schedule,
 }
 
@@ -129,7 +129,6 @@ pub fn run(
     }
 
     attempt.progress.set(plan.updates, plan.updates, "writing the model");
-    let seconds = started.elapsed().as_secs_f64();
     let report = TrainingReport {
         updates: plan.updates,
         losses: &state.losses,
@@ -137,7 +136,6 @@ pub fn run(
         rows: plan.rows,
         examples: examples.places.len() as u64,
         truncated_rows: state.truncated_rows,
-        seconds,
         schedule,
     };
     let outputs = write_outputs(attempt.scratch, &model, trainer.as_mut(), &report)?;
@@ -146,7 +144,7 @@ pub fn run(
         rows: plan.rows,
         tokens: state.tokens,
         truncated_rows: state.truncated_rows,
-        seconds,
+        seconds: started.elapsed().as_secs_f64(),
     };
     Ok(Outcome { outputs, stats, ..Outcome::default() })
 }

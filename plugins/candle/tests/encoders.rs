@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use candle_core::{Device, Var};
 use cappy_plugin_abi::suite::{Fixture, Model};
-use cappy_plugin_abi::{TokenRows, Trainer, TrainerOptions, Unattended, builtin};
+use cappy_plugin_abi::{Code, TokenRows, Trainer, TrainerOptions, Unattended, builtin};
 use cappy_plugin_candle::CandleBackend;
 use cappy_plugin_candle::encoder::config::EncoderConfig;
 use cappy_plugin_candle::encoder::fast::FastEncoder;
@@ -185,6 +185,41 @@ fn every_family_follows_candles_autograd() {
         let norm = trainer.update(0.0).unwrap();
         assert!((norm / square.sqrt() - 1.0).abs() < 1e-4, "{model}: norm {norm} not {}", square.sqrt());
     }
+}
+
+/// With dropout, so masks too; parallel sums run in a fixed order.
+#[test]
+fn training_does_not_depend_on_the_number_of_threads() {
+    let data: Training = json("roberta", "training.json");
+    let run = |threads: usize| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        pool.install(|| {
+            let mut trainer = trainer("roberta", 0.1);
+            for (step, micro) in data.micro_batches[..12].iter().enumerate() {
+                let batch = ragged(&micro.rows, None);
+                trainer.accumulate(batch.view(), &micro.labels, step as u64, &Unattended).unwrap();
+                trainer.update(1e-3).unwrap();
+            }
+            let rows = ragged(&data.micro_batches[0].rows, None);
+            trainer.score(rows.view(), &Unattended).unwrap().into_iter().map(f32::to_bits).collect::<Vec<_>>()
+        })
+    };
+    let alone = run(1);
+    assert_eq!(run(3), alone);
+    assert_eq!(run(8), alone);
+}
+
+/// What was accumulated is gone, and the caller is told what to do.
+#[test]
+fn an_exploded_model_says_so() {
+    let mut trainer = trainer("roberta", 0.0);
+    let batch = ragged(&[vec![0, 9, 2], vec![0, 77, 2]], None);
+    trainer.accumulate(batch.view(), &[0.5, 0.1], 0, &Unattended).unwrap();
+    trainer.update(1e30).unwrap();
+    let failure = trainer.accumulate(batch.view(), &[0.5, 0.1], 1, &Unattended).unwrap_err();
+    assert_eq!(failure.code, Code::NotFinite);
+    assert!(failure.message.contains("step 1") && failure.message.contains("learning rate"), "{failure}");
+    assert_eq!(trainer.update(1e-3).unwrap_err().code, Code::FailedPrecondition);
 }
 
 /// A model whose head is missing trains from a keyed initial one; a scorer refuses it.

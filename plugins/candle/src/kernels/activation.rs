@@ -187,6 +187,7 @@ dispatched! {
 mod tests {
     use super::*;
     use crate::kernels::reference;
+    use crate::kernels::simd::tests::at_every_level;
 
     fn grid(from: f32, to: f32) -> Vec<f32> {
         (0..=100_003).map(|i| from + (to - from) * i as f32 / 100_003.0).collect()
@@ -204,6 +205,10 @@ mod tests {
 
     #[test]
     fn functions_agree_with_f64() {
+        at_every_level(check_functions);
+    }
+
+    fn check_functions() {
         let wide = grid(-12.0, 12.0);
         let table: [(&str, f64, f64); 5] = [
             ("exp", worst(exp, f64::exp, &grid(-87.0, 88.0), true), 2.5e-7),
@@ -222,6 +227,10 @@ mod tests {
 
     #[test]
     fn gelu_slope_is_the_derivative() {
+        at_every_level(check_slope);
+    }
+
+    fn check_slope() {
         let x = grid(-6.0, 6.0);
         let (mut y, mut slope) = (x.clone(), vec![0.0; x.len()]);
         gelu_with_slope(&mut y, &mut slope);

@@ -59,9 +59,14 @@ dispatched! {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kernels::simd::tests::at_every_level;
 
     #[test]
     fn masks_are_keyed_and_have_the_right_rate() {
+        at_every_level(check_masks);
+    }
+
+    fn check_masks() {
         let dropout = Dropout::new(0.1, 42);
         let mask = |row: u64, len: usize| {
             let mut x = vec![1.0; len];

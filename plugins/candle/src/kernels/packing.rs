@@ -4,6 +4,7 @@
 
 use super::gemm::Matrix;
 use super::microkernel::microkernel;
+#[cfg(target_arch = "x86_64")]
 use super::simd::{Level, level};
 
 /// Numbers that a packed tile may write beyond its end, where the next tile or nothing is kept.
@@ -165,9 +166,14 @@ mod x86 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kernels::simd::tests::at_every_level;
 
     #[test]
     fn transposition_of_all_sizes() {
+        at_every_level(check_transposition);
+    }
+
+    fn check_transposition() {
         for rows in 1..=16 {
             for cols in 1..=16 {
                 let (stride, to_stride) = (cols + 3, rows.max(2));

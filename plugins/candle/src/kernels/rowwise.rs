@@ -239,6 +239,7 @@ dispatched! {
 mod tests {
     use super::*;
     use crate::kernels::reference::filled;
+    use crate::kernels::simd::tests::at_every_level;
 
     fn close(got: &[f32], expected: &[f64], bound: f64) {
         assert_eq!(got.len(), expected.len());
@@ -267,6 +268,10 @@ mod tests {
 
     #[test]
     fn rows_agree_with_f64() {
+        at_every_level(check_rows);
+    }
+
+    fn check_rows() {
         for cols in [1, 2, 15, 16, 17, 64, 100, 515] {
             let x: Vec<f32> = filled(3 * cols, 5).iter().map(|x| x * 4.0).collect();
             let (weight, bias) = (filled(cols, 6), filled(cols, 7));
@@ -308,6 +313,10 @@ mod tests {
 
     #[test]
     fn gradients_agree_with_differences() {
+        at_every_level(check_gradients);
+    }
+
+    fn check_gradients() {
         let cols = 37;
         let x = filled(cols, 1);
         let (weight, bias, dy) = (filled(cols, 2), filled(cols, 3), wide(&filled(cols, 4)));

@@ -20,6 +20,10 @@ pub enum Level {
 /// The best level of this machine.
 #[inline]
 pub fn level() -> Level {
+    #[cfg(test)]
+    if let Some(level) = tests::lowered() {
+        return level;
+    }
     static LEVEL: OnceLock<Level> = OnceLock::new();
     *LEVEL.get_or_init(detect)
 }
@@ -83,3 +87,30 @@ macro_rules! dispatched {
     };
 }
 pub(crate) use dispatched;
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use std::cell::Cell;
+
+    thread_local! {
+        static LOWERED: Cell<Option<Level>> = const { Cell::new(None) };
+    }
+
+    /// The level that this thread's test asks for.
+    pub(super) fn lowered() -> Option<Level> {
+        LOWERED.get()
+    }
+
+    /// Runs a test of code that stays on its thread at every level of this machine.
+    pub(crate) fn at_every_level(test: impl Fn()) {
+        let best = level();
+        for level in [Level::Portable, Level::Avx2, Level::Avx512] {
+            if level <= best {
+                LOWERED.set(Some(level));
+                test();
+            }
+        }
+        LOWERED.set(None);
+    }
+}

@@ -1,7 +1,7 @@
 //! Which instruction set the kernels run with, chosen once a process.
 //!
 //! A kernel body is ordinary Rust over slices, written so that LLVM vectorises it, and compiled once for each
-//! [`Level`] by [`dispatched!`]. Sums run over a fixed number of lanes, so levels differ only in whether a
+//! [`Level`] by `dispatched!`. Sums run over a fixed number of lanes, so levels differ only in whether a
 //! multiply-add rounds once or twice.
 
 use std::sync::OnceLock;

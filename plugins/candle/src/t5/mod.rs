@@ -1,12 +1,12 @@
 //! T5 encoder-decoders (v1.0, v1.1, FLAN) on the CPU: generation and log-likelihoods.
 //!
-//! A request's way: [`load`] reads the shape ([`config`]) and the tensors ([`crate::weights`]) and packs them
-//! ([`weights`]) for the products of [`crate::kernels`]. `encode` sends blocks of ragged rows through the encoder
-//! ([`block`]) and keeps, packed likewise, the keys and values that the decoder's cross-attention needs: computed
-//! once, shared by all decodings and likelihoods. `generate` ([`generate`]) then steps all beams and samples of all
-//! rows as one batch, storing keys and values by step ([`history`]); each step's logits become tokens by [`sample`],
-//! what a decoding makes of them is in [`search`], and the pure function of [`beam`] keeps the beams. `log_likelihood` sends whole targets through the same layers.
-//! Positions enter through [`bias`] only.
+//! A request's way: [`load`] reads the shape (`config.rs`) and the tensors ([`crate::weights`]) and packs them
+//! (`weights.rs`) for the products of [`crate::kernels`]. `encode` sends blocks of ragged rows through the encoder
+//! (`block.rs`) and keeps, packed likewise, the keys and values that the decoder's cross-attention needs: computed
+//! once, shared by all decodings and likelihoods. `generate` (`generate.rs`) then steps all beams and samples of all
+//! rows as one batch, storing keys and values by step (`history.rs`); each step's logits become tokens by `sample.rs`,
+//! what a decoding makes of them is in `search.rs`, and the pure function of `beam.rs` keeps the beams. `log_likelihood` sends whole targets through the same layers.
+//! Positions enter through `bias.rs` only.
 //!
 //! Source: Raffel et al., arXiv 1910.10683; transformers' `modeling_t5.py`. The tests compare with stored outputs
 //! of that implementation, and with a plain forward pass that shares no arithmetic with the fast one.

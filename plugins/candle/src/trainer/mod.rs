@@ -1,7 +1,7 @@
 //! Fine-tuning a classifier on the CPU: mean squared error on raw logits, AdamW.
 //!
-//! [`EncoderTrainer::accumulate`] cuts a micro-batch into pieces of whole rows, runs [`network`] forward and backward
-//! over each, and adds to [`gradients`]; `update` hands their mean to [`adamw`]; [`checkpoint`] writes and reads
+//! [`EncoderTrainer::accumulate`] cuts a micro-batch into pieces of whole rows, runs `network` forward and backward
+//! over each, and adds to `gradients.rs`; `update` hands their mean to `adamw.rs`; `checkpoint.rs` writes and reads
 //! files. Dropout masks are keyed by (seed, step, site, element), so a retried or resumed run repeats itself bit for
 //! bit.
 

@@ -5,6 +5,9 @@
 //! [`transfer`]; what the verb found goes through the [`printer`] to stdout, everything else to stderr; an
 //! [`failure::Failure`] carries the line for people and the exit code for scripts.
 
+// The comments of arguments are help texts, where `<subset>` is a place to fill in.
+#![allow(rustdoc::invalid_html_tags)]
+
 mod arguments;
 mod cluster;
 mod commands;

@@ -27,8 +27,8 @@ pub enum Signal {
     Interrupt,
     /// `kill -9`.
     Kill,
-    /// What a bad pointer leads to.
-    SegmentationFault,
+    /// What `abort` leads to.
+    Abort,
 }
 
 impl Signal {
@@ -37,7 +37,7 @@ impl Signal {
         let name = match self {
             Self::Interrupt => "-INT",
             Self::Kill => "-KILL",
-            Self::SegmentationFault => "-SEGV",
+            Self::Abort => "-ABRT",
         };
         // The process may have ended already.
         let _ = Command::new("kill").args([name, "--", &id.to_string()]).stderr(Stdio::null()).status();

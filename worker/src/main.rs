@@ -300,11 +300,11 @@ fn list_plugins(plugins: &PluginArgs, json: bool) -> anyhow::Result<Code> {
         println!("no plugins in {}", dir.display());
     }
     for entry in registry.entries() {
-        let version = entry.version().unwrap_or_default();
+        let version = entry.version().map(|version| format!(" {version}")).unwrap_or_default();
         match entry.state() {
             State::Ready { descriptor, .. } if json => println!("{}", serde_json::to_string(descriptor)?),
             State::Ready { descriptor, .. } => println!(
-                "{} {version} ({}): devices {}; dtypes {}; scorers {}; generators {}; {}",
+                "{}{version} ({}): devices {}; dtypes {}; scorers {}; generators {}; {}",
                 descriptor.name,
                 descriptor.engine_version,
                 descriptor.devices.join(", "),
@@ -318,7 +318,7 @@ fn list_plugins(plugins: &PluginArgs, json: bool) -> anyhow::Result<Code> {
                 if json {
                     println!("{}", serde_json::json!({ "name": entry.name(), "refused": reason }));
                 } else {
-                    println!("{} {version} refused: {reason}", entry.name());
+                    println!("{}{version} refused: {reason}", entry.name());
                 }
             }
         }

@@ -178,7 +178,6 @@ fn of_another_abi(library: &Path) {
 }
 
 #[test]
-#[ignore = "the harness and the faulty plugin do not agree yet on how the fault is armed and listed"]
 fn plugins_are_listed_with_the_reason_of_every_refusal() {
     let sandbox = Sandbox::new();
     let list = |folder: &Path, flags: &[&str]| {
@@ -197,16 +196,18 @@ fn plugins_are_listed_with_the_reason_of_every_refusal() {
         found.unwrap_or_else(|| panic!("no {name} in {listed}"))
     };
     assert!(line("candle ").contains("generators t5"), "{listed}");
+    // What such a library says of itself is not believed: it goes by its file.
+    let file = |name: &str| format!("libcappy_plugin_{name}{} refused: ", std::env::consts::DLL_SUFFIX);
     let both = format!(
         "built for plugin ABI {} (fingerprint {FINGERPRINT:016x}), this host has ABI {ABI_VERSION}",
         ABI_VERSION + 6
     );
-    assert!(line("faulty ").contains("refused") && line("faulty ").contains(&both), "{listed}");
-    assert!(line("text ").contains("refused: not a shared library"), "{listed}");
+    assert!(line(&file("faulty")).contains(&both), "{listed}");
+    assert!(line(&file("text")).contains("not a shared library"), "{listed}");
     let entries = list(&folder, &["--json"]).expect(0).json_lines();
     assert_eq!(entries.len(), 3);
     assert_eq!(entries.iter().filter(|entry| entry["refused"].is_string()).count(), 2);
 
     let nowhere = sandbox.path("nowhere");
-    assert_refused("plugins", &list(&nowhere, &[]), 2, &[nowhere.to_str().expect("UTF-8")]);
+    assert_refused("plugins", &list(&nowhere, &[]), 1, &[nowhere.to_str().expect("UTF-8")]);
 }

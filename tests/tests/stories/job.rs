@@ -9,8 +9,8 @@ use serde_json::Value;
 /// Its subsets, of the demo benchmark.
 pub const SUBSETS: [&str; 2] = ["past_tense", "sort_words"];
 
-/// Samples of each sampling decoding: fewer than the seed's, for speed.
-pub const NUM_SAMPLES: usize = 2;
+/// Samples of each sampling decoding: so many that a shard takes long enough to be in the middle of one.
+pub const NUM_SAMPLES: usize = 12;
 
 /// Files by their path below the results folder.
 pub type Files = BTreeMap<String, Vec<u8>>;

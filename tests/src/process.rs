@@ -44,11 +44,16 @@ impl Signal {
     }
 }
 
+/// Waits for the end of its standard input, then kills a process group.
+const LEASH: &str = "read -r line; kill -KILL -- \"-$0\"";
+
 /// A started process, in a process group of its own.
 #[derive(Debug)]
 pub struct Running {
     name: String,
     child: Child,
+    /// Kills the group when the test itself is killed and nothing here is dropped.
+    leash: Child,
     stdout: PathBuf,
     stderr: PathBuf,
     over: bool,
@@ -66,7 +71,13 @@ impl Running {
         let create = |path| File::create(path).expect("a sandbox is writable");
         command.stdout(create(&stdout)).stderr(create(&stderr)).process_group(0);
         let child = command.spawn().unwrap_or_else(|error| panic!("cannot start {name}: {error}"));
-        Self { name: name.to_owned(), child, stdout, stderr, over: false }
+        let leash = Command::new("sh")
+            .args(["-c", LEASH, &child.id().to_string()])
+            .stdin(Stdio::piped())
+            .process_group(0)
+            .spawn()
+            .expect("there is a shell");
+        Self { name: name.to_owned(), child, leash, stdout, stderr, over: false }
     }
 
     /// What it has printed so far.
@@ -90,8 +101,15 @@ impl Running {
             Signal::Kill.send(-i64::from(self.child.id()));
             // It cannot refuse; a failure means that it was waited for.
             let _ = self.child.wait();
-            self.over = true;
+            self.let_go();
         }
+    }
+
+    /// It is over: its id may be another's soon.
+    fn let_go(&mut self) {
+        let _ = self.leash.kill();
+        let _ = self.leash.wait();
+        self.over = true;
     }
 
     /// Waits for its end.
@@ -100,7 +118,7 @@ impl Running {
     /// After [`PATIENCE`].
     pub fn wait(mut self) -> Ended {
         let status = self.wait_status();
-        self.over = true;
+        self.let_go();
         Ended { code: status.code(), signal: status.signal(), stdout: self.stdout(), stderr: self.stderr() }
     }
 

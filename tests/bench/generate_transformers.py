@@ -42,12 +42,14 @@ def run(batches):
                         input_ids=ids, attention_mask=mask, do_sample=True, num_return_sequences=4, **kwargs, **fixed
                     )
                 )
+            # The peer at its best: the source is encoded once for all likelihoods.
+            encoded = model.get_encoder()(input_ids=ids, attention_mask=mask)
             for output in outputs:
                 labels = output[:, 1:]
                 repeat = labels.shape[0] // ids.shape[0]
                 for k in range(repeat):
-                    part = labels[k::repeat]
-                    logits = model(input_ids=ids, attention_mask=mask, labels=part).logits.float()
+                    part = labels[k::repeat].contiguous()
+                    logits = model(encoder_outputs=encoded, attention_mask=mask, labels=part).logits.float()
                     torch.log_softmax(logits, -1).gather(-1, part[..., None]).squeeze(-1).sum(-1).tolist()
                 out_tokens += labels.numel()
     return out_tokens

@@ -141,6 +141,10 @@ impl Models {
                 Ok(located)
             }
             Some(v1::model_ref::Source::Files(files)) => assemble(files, &model.fingerprint, attempt),
+            Some(v1::model_ref::Source::Endpoint(_)) => {
+                let message = "a model behind an endpoint cannot be loaded here";
+                Err(ExecutionError::permanent("unsupported", message))
+            }
             None => Err(ExecutionError::permanent("invalid_argument", "the task names no model")),
         }
     }

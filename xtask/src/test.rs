@@ -35,9 +35,12 @@ impl Test {
         )?;
         // Whole-cluster tests start the binaries and open the plugins that this leaves in the target folder.
         run("build", &mut cargo(["build", "--workspace", "--locked", "--quiet"]))?;
-        // Examples in documentation are built by rustdoc below; running them would link two copies of the contract crate.
         let kinds = ["test", "--workspace", "--locked", "--no-fail-fast", "--lib", "--bins", "--tests"];
         run("tests", &mut cargo(kinds))?;
+        run(
+            "examples of the documentation",
+            &mut cargo(["test", "--workspace", "--locked", "--quiet", "--doc"]),
+        )?;
         run(
             "documentation",
             cargo(["doc", "--workspace", "--no-deps", "--locked", "--quiet"])

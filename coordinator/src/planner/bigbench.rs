@@ -126,6 +126,7 @@ pub(super) fn updates(spec: &v1::BigbenchSpec, subset: &v1::BigbenchSubset) -> u
 pub(crate) fn bigbench_spec(record: &JobRecord) -> Option<v1::BigbenchSpec> {
     match v1::JobSpec::decode(record.spec.as_slice()).ok()?.kind? {
         v1::job_spec::Kind::Bigbench(spec) => Some(spec),
+        _ => None,
     }
 }
 

@@ -60,12 +60,16 @@ impl Inputs<'_> {
 
     /// Always runs: what a name means may have changed since the last job.
     fn resolve(&self) -> Opening {
-        let mut models =
-            vec![v1::ResolveModel { name: self.spec.scorer.clone(), role: v1::ModelRole::Scorer.into() }];
+        let mut models = vec![v1::ResolveModel {
+            name: self.spec.scorer.clone(),
+            role: v1::ModelRole::Scorer.into(),
+            endpoint: None,
+        }];
         if self.spec.subsets.iter().any(|subset| !subset.generated) {
             models.push(v1::ResolveModel {
                 name: self.spec.model.clone(),
                 role: v1::ModelRole::Generator.into(),
+                endpoint: None,
             });
         }
         let task = Task::ResolveModels(v1::ResolveModelsTask { models });
@@ -133,7 +137,12 @@ impl Inputs<'_> {
             .finish();
         let models = vec![scorer.fingerprint.clone()];
         let inputs = ids(&examples);
-        let task = Task::Train(v1::TrainTask { scorer: Some(scorer), examples, settings: Some(settings) });
+        let task = Task::Train(v1::TrainTask {
+            scorer: Some(scorer),
+            examples,
+            settings: Some(settings),
+            validation: Vec::new(),
+        });
         let units = updates(self.spec, &self.spec.subsets[subset]);
         Ok(Opening { fingerprint: Some(fingerprint), shards: vec![self.remote(task, units, models, inputs)] })
     }
@@ -175,6 +184,7 @@ impl Inputs<'_> {
                     row_end,
                     decodings: decodings.clone(),
                     max_tokens,
+                    carry_rows: false,
                 });
                 self.remote(task, row_end - row_start, vec![], inputs.clone())
             })

@@ -66,6 +66,14 @@ impl v1::cluster_service_server::ClusterService for Clusters {
             .into_iter()
             .map(|(fingerprint, worker_ids)| v1::ResidentModel { fingerprint, worker_ids })
             .collect();
-        Ok(Response::new(v1::ListModelsResponse { models }))
+        Ok(Response::new(v1::ListModelsResponse { models, registered: Vec::new() }))
+    }
+
+    async fn get_model(
+        &self,
+        request: Request<v1::GetModelRequest>,
+    ) -> Result<Response<v1::GetModelResponse>, Status> {
+        let shown: String = request.into_inner().model_id.chars().take(64).collect();
+        Err(Status::not_found(format!("no registered model `{shown}`")))
     }
 }

@@ -79,7 +79,8 @@ impl v1::job_service_server::JobService for Jobs {
         if request.idempotency_key.len() > MAX_KEY_BYTES {
             return Err(bad_field("idempotency_key", "at most 256 bytes"));
         }
-        let Some(v1::JobSpec { kind: Some(v1::job_spec::Kind::Bigbench(bigbench)) }) = &request.spec else {
+        let Some(v1::JobSpec { kind: Some(v1::job_spec::Kind::Bigbench(bigbench)), .. }) = &request.spec
+        else {
             return Err(bad_field("spec.kind", "say what kind of job this is; known: bigbench"));
         };
         let mut violations = planner::validate(bigbench);

@@ -68,6 +68,7 @@ pub(super) fn job(context: &Context, record: &JobRecord) -> v1::Job {
             code: failure.code.clone(),
             message: failure.message.clone(),
             attempts: failure.attempts,
+            ..v1::Failure::default()
         })
         .collect();
     v1::Job {

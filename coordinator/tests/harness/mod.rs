@@ -98,7 +98,7 @@ impl Harness {
         spec: &v1::BigbenchSpec,
         key: &str,
     ) -> Result<v1::SubmitJobResponse, Status> {
-        let spec = v1::JobSpec { kind: Some(v1::job_spec::Kind::Bigbench(spec.clone())) };
+        let spec = v1::JobSpec { kind: Some(v1::job_spec::Kind::Bigbench(spec.clone())), priority: 0 };
         let request = v1::SubmitJobRequest { spec: Some(spec), idempotency_key: key.into() };
         Ok(self.jobs().submit_job(request).await?.into_inner())
     }
@@ -169,8 +169,12 @@ impl Harness {
 
     /// `stage message`, a line an entry.
     pub async fn log(&self, id: &str) -> Vec<String> {
-        let mut pages =
-            self.jobs().get_logs(v1::GetLogsRequest { job_id: id.into() }).await.unwrap().into_inner();
+        let mut pages = self
+            .jobs()
+            .get_logs(v1::GetLogsRequest { job_id: id.into(), ..Default::default() })
+            .await
+            .unwrap()
+            .into_inner();
         let mut lines = Vec::new();
         while let Some(page) = pages.message().await.unwrap() {
             lines.extend(page.entries.into_iter().map(|entry| format!("{} {}", entry.stage, entry.message)));
@@ -298,6 +302,7 @@ pub async fn spec(harness: &Harness, subsets: &[&str]) -> v1::BigbenchSpec {
             order: v1::RowOrder::Shuffled.into(),
             seed: 11111,
             max_tokens: 512,
+            ..Default::default()
         }),
         ..Default::default()
     }

@@ -11,7 +11,7 @@
 //! back in a buffer that knows how to free itself. The adapter checks that there is one finite score a label and row.
 //! A backend that is linked in ([`builtin`]) takes the same way, so nothing behaves differently when it is opened.
 //!
-//! `suite` (feature `suite`) holds the conformance suite that every backend passes, linked or opened.
+//! `plugins/suite` holds the conformance suite that every backend passes, linked or opened.
 //!
 //! ```
 //! use cappy_plugin_abi::{Backend, Descriptor, Failure, Generator, LoadRequest, Scorer, Trainer};
@@ -46,8 +46,6 @@ pub mod border;
 mod checks;
 mod failure;
 pub mod random;
-#[cfg(feature = "suite")]
-pub mod suite;
 
 pub use api::*;
 pub use border::{ABI_VERSION, builtin};

@@ -3,7 +3,6 @@
 use std::path::PathBuf;
 
 use candle_core::{Device, Var};
-use cappy_plugin_abi::suite::{Fixture, Model};
 use cappy_plugin_abi::{Code, TokenRows, Trainer, TrainerOptions, Unattended, builtin};
 use cappy_plugin_candle::CandleBackend;
 use cappy_plugin_candle::encoder::config::EncoderConfig;
@@ -12,6 +11,7 @@ use cappy_plugin_candle::encoder::layout::Layout;
 use cappy_plugin_candle::encoder::plain::PlainEncoder;
 use cappy_plugin_candle::trainer::EncoderTrainer;
 use cappy_plugin_candle::weights::Checkpoint;
+use cappy_plugin_suite::{Fixture, Model};
 use serde::Deserialize;
 
 fn folder(name: &str) -> PathBuf {
@@ -269,4 +269,4 @@ fn fixture() -> Fixture {
         .trainer(Model { learning_rate: 2e-3, ..Model::new(dir) })
 }
 
-cappy_plugin_abi::backend_suite!(linked, fixture());
+cappy_plugin_suite::backend_suite!(linked, fixture());

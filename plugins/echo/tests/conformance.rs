@@ -3,8 +3,8 @@
 use std::ops::Deref;
 
 use cappy_plugin_abi::builtin;
-use cappy_plugin_abi::suite::{Fixture, Model};
 use cappy_plugin_echo::{Echo, write_model};
+use cappy_plugin_suite::{Fixture, Model};
 
 /// A fixture whose model lives as long as it does.
 struct OnDisk {
@@ -27,4 +27,4 @@ fn fixture() -> OnDisk {
     OnDisk { fixture: fixture.scorer(model.clone()).generator(model.clone()).trainer(model), _dir: dir }
 }
 
-cappy_plugin_abi::backend_suite!(linked, fixture());
+cappy_plugin_suite::backend_suite!(linked, fixture());

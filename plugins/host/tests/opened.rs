@@ -4,8 +4,8 @@ use std::ops::Deref;
 use std::sync::Arc;
 
 use cappy_plugin_abi::Backend;
-use cappy_plugin_abi::suite::{Fixture, Model};
 use cappy_plugin_host::{Registry, Role, Want, testing};
+use cappy_plugin_suite::{Fixture, Model};
 
 struct OnDisk {
     fixture: Fixture,
@@ -35,4 +35,4 @@ fn fixture() -> OnDisk {
     OnDisk { fixture, _dirs: [plugins, models] }
 }
 
-cappy_plugin_abi::backend_suite!(echo, fixture());
+cappy_plugin_suite::backend_suite!(echo, fixture());

@@ -86,7 +86,7 @@ impl Inference {
     }
 
     async fn boost_all(&self, request: v1::BoostRequest) -> Result<v1::BoostResponse, Status> {
-        let v1::BoostRequest { scorer, model, rows, settings, dtype, backend } = request;
+        let v1::BoostRequest { scorer, model, rows, settings, dtype, backend, .. } = request;
         target("scorer", scorer.clone(), Role::Scorer, String::new(), String::new())?;
         let mut usage = v1::Usage::default();
         let mut candidates: Vec<Vec<String>> = rows.iter().map(|row| row.responses.clone()).collect();

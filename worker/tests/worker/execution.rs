@@ -103,6 +103,7 @@ fn scores_follow_the_rows_and_do_not_depend_on_the_slice() {
             row_end,
             decodings: decodings.clone(),
             max_tokens: 0,
+            ..v1::ScoreTask::default()
         })
     };
     let whole = bench.run(task(0, 9)).unwrap();
@@ -220,7 +221,12 @@ fn a_run_that_broke_off_ends_as_one_that_did_not() {
     let mut bench = Bench::new(echo());
     let examples = bench.put(&examples(7));
     let scorer = bench.model("bert", 0.0);
-    let task = Task::Train(v1::TrainTask { scorer, examples, settings: Some(fine_tuning()) });
+    let task = Task::Train(v1::TrainTask {
+        scorer,
+        examples,
+        settings: Some(fine_tuning()),
+        ..v1::TrainTask::default()
+    });
     let straight = bench.run(task.clone()).unwrap();
     let names: Vec<&str> = straight.outcome.outputs.iter().map(|(name, _)| name.as_str()).collect();
     assert_eq!(names, ["config.json", "model.safetensors", "tokenizer.json", "training.json"]);
@@ -269,6 +275,7 @@ fn what_is_wrong_is_named_and_sorted() {
             scorer: scorer.clone(),
             examples: examples.to_vec(),
             settings: Some(settings),
+            ..v1::TrainTask::default()
         })
     };
     let score = |scorer: Option<v1::ModelRef>| {
@@ -299,7 +306,7 @@ fn what_is_wrong_is_named_and_sorted() {
     let resolve = |name: &str| {
         let role = v1::ModelRole::Scorer.into();
         Task::ResolveModels(v1::ResolveModelsTask {
-            models: vec![v1::ResolveModel { name: name.to_owned(), role }],
+            models: vec![v1::ResolveModel { name: name.to_owned(), role, endpoint: None }],
         })
     };
     let wrong_rate = v1::FineTuning { learning_rate: f64::NAN, ..fine_tuning() };

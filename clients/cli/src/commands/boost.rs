@@ -67,6 +67,7 @@ impl Boost {
         let rouge = RefCell::new(RougeScorer::new());
         let call = async |rows: Vec<Candidates>, _| {
             let request = BoostRequest {
+                endpoint: None,
                 scorer: self.scorer.clone(),
                 model: self.model.clone().unwrap_or_default(),
                 rows: rows.iter().map(|row| row.row.clone()).collect(),

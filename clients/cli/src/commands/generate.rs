@@ -55,6 +55,7 @@ impl Generate {
         };
         let call = async |instructions: Vec<String>, first_row| {
             let request = GenerateRequest {
+                endpoint: None,
                 model: self.model.clone(),
                 instructions,
                 settings: Some(settings.clone()),

@@ -27,7 +27,11 @@ impl Logs {
     /// Prints the entries as they come.
     pub async fn run(self, global: &Global, printer: &Printer) -> Outcome {
         let cluster = Cluster::connect(global, Need::Records, printer).await?;
-        let mut pages = cluster.jobs().get_logs(GetLogsRequest { job_id: self.job }).await?.into_inner();
+        let mut pages = cluster
+            .jobs()
+            .get_logs(GetLogsRequest { job_id: self.job, ..GetLogsRequest::default() })
+            .await?
+            .into_inner();
         let mut all = Vec::new();
         while let Some(page) = pages.message().await? {
             let wanted =

@@ -140,7 +140,9 @@ impl Bigbench {
                 fine_tuning: Some(self.fine_tuning.settings(demo, self.seed)),
                 backend: global.backend_name(),
                 dtype: global.dtype_name(),
+                ..BigbenchSpec::default()
             })),
+            priority: 0,
         };
         match self.submission.hand_in(spec, cluster, global, printer).await? {
             Code::Done if bad > 0 => {
@@ -177,6 +179,7 @@ impl FineTuningFlags {
             order: RowOrder::Shuffled.into(),
             seed,
             max_tokens: defaults::MAX_PAIR_TOKENS,
+            ..FineTuning::default()
         }
     }
 }

@@ -1,7 +1,7 @@
-//! [`crate::Scorer`].
+//! [`cappy_plugin_abi::Scorer`].
 
 use super::{CancelledControl, Fixture, Model, batch_of, done, refused};
-use crate::{Code, ModelInfo, RaggedTokens, Scorer, Unattended};
+use cappy_plugin_abi::{Code, ModelInfo, RaggedTokens, Scorer, Unattended};
 
 fn load(fixture: &Fixture) -> Option<(&Model, Box<dyn Scorer>)> {
     let Some(model) = &fixture.scorer else {

@@ -8,10 +8,13 @@
 //!         .scorer(Model::new(dir))
 //!         .trainer(Model { learning_rate: 1e-2, ..Model::new(dir) })
 //! }
-//! cappy_plugin_abi::backend_suite!(linked, fixture());
+//! cappy_plugin_suite::backend_suite!(linked, fixture());
 //! ```
 //! Parts that a backend lacks stay out, and their tests say so and pass. The files: what loading refuses
 //! (`loading.rs`), then one file an interface.
+//!
+//! A crate of its own, for development only: were it a feature of the contract, a build of one package and a build of
+//! the workspace would make two contract crates that do not fit each other.
 
 pub mod generation;
 pub mod loading;
@@ -23,12 +26,12 @@ use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::random::{fold, key_of, mix};
-use crate::{Backend, Code, Control, Failure, LoadRequest, ModelInfo, TokenRows};
+use cappy_plugin_abi::random::{fold, key_of, mix};
+use cappy_plugin_abi::{Backend, Code, Control, Failure, LoadRequest, ModelInfo, TokenRows};
 
 /// A backend and a small model for each interface that it has.
 pub struct Fixture {
-    /// From [`crate::builtin`] or opened by the host.
+    /// From [`cappy_plugin_abi::builtin`] or opened by the host.
     pub backend: Arc<dyn Backend>,
     /// A sequence classifier.
     pub scorer: Option<Model>,
@@ -175,7 +178,7 @@ pub fn descriptor_is_stable(fixture: &Fixture) {
 }
 
 /// Runs the conformance suite as tests of a module: `backend_suite!(module, expression)`, where the expression makes
-/// a [`Fixture`](crate::suite::Fixture) and is evaluated once a test.
+/// a [`Fixture`] and is evaluated once a test.
 #[macro_export]
 macro_rules! backend_suite {
     ($module:ident, $fixture:expr) => {
@@ -209,7 +212,7 @@ macro_rules! backend_suite {
         $(
             #[test]
             fn $name() {
-                $crate::suite::$($check)::+(&$fixture);
+                $crate::$($check)::+(&$fixture);
             }
         )*
     };

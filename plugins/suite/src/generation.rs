@@ -1,9 +1,9 @@
-//! [`crate::Generator`].
+//! [`cappy_plugin_abi::Generator`].
 
 use super::scoring::bad_batches;
 use super::{CancelledControl, Fixture, Model, batch_of, done, refused};
-use crate::random::{fold, key_of};
-use crate::{
+use cappy_plugin_abi::random::{fold, key_of};
+use cappy_plugin_abi::{
     Code, Decoding, EncodingId, Generated, Generator, Method, MinLengthRule, RaggedTokens, TokenRows,
     Unattended,
 };

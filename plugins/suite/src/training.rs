@@ -1,11 +1,11 @@
-//! [`crate::Trainer`].
+//! [`cappy_plugin_abi::Trainer`].
 
 use std::path::Path;
 
 use super::loading::halve;
 use super::scoring::bad_batches;
 use super::{CancelledControl, Fixture, Model, batch_of, done, refused};
-use crate::{Code, LoadRequest, RaggedTokens, TokenRows, Trainer, Unattended};
+use cappy_plugin_abi::{Code, LoadRequest, RaggedTokens, TokenRows, Trainer, Unattended};
 
 fn load<'a>(fixture: &'a Fixture, options: &[(&str, f64)]) -> Option<(&'a Model, Box<dyn Trainer>)> {
     let Some(model) = &fixture.trainer else {

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::{Fixture, Model, refused};
-use crate::{Backend, Code, Failure, LoadRequest};
+use cappy_plugin_abi::{Backend, Code, Failure, LoadRequest};
 
 type Load = fn(&dyn Backend, &LoadRequest) -> Result<(), Failure>;
 

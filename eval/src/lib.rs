@@ -28,9 +28,11 @@
 
 pub mod bigbench;
 pub mod keyed;
+pub mod promptsource;
 pub mod python_json;
 pub mod report;
 pub mod rouge;
 pub mod rows;
 pub mod selection;
+mod text_key;
 pub mod training_set;

@@ -12,7 +12,7 @@ use crate::keyed::Keyed;
 pub fn bootstrap_mean(groups: &[&[f64]], resamples: usize, seed: u64) -> [f64; 2] {
     assert!(resamples > 0 && !groups.is_empty() && groups.iter().all(|rows| !rows.is_empty()));
     let mut draws = Keyed::new(seed, "bootstrap");
-    let mut means: Vec<f64> = (0..resamples)
+    let means: Vec<f64> = (0..resamples)
         .map(|_| {
             let of_group = |rows: &&[f64]| {
                 (0..rows.len()).map(|_| rows[draws.below(rows.len())]).sum::<f64>() / rows.len() as f64
@@ -20,8 +20,16 @@ pub fn bootstrap_mean(groups: &[&[f64]], resamples: usize, seed: u64) -> [f64; 2
             groups.iter().map(of_group).sum::<f64>() / groups.len() as f64
         })
         .collect();
-    means.sort_unstable_by(f64::total_cmp);
-    [quantile(&means, 0.025), quantile(&means, 0.975)]
+    percentile_interval(means)
+}
+
+/// The middle 95% of resampled estimates.
+///
+/// # Panics
+/// If there are none.
+pub fn percentile_interval(mut estimates: Vec<f64>) -> [f64; 2] {
+    estimates.sort_unstable_by(f64::total_cmp);
+    [quantile(&estimates, 0.025), quantile(&estimates, 0.975)]
 }
 
 /// Linear interpolation between order statistics (numpy's default).

@@ -1,7 +1,8 @@
 //! Checkpoints of training runs on this worker's disk.
 //!
 //! A run is named by everything that decides its numbers. Each checkpoint is a directory that appears by one rename,
-//! so a crash or a full disk leaves the one before it intact.
+//! so a crash or a full disk leaves the one before it intact. Beside them lie the weights of the best evaluated state:
+//! that of now, and that of the newest checkpoint, to which a crash goes back.
 
 use std::{
     collections::HashSet,
@@ -13,6 +14,13 @@ use std::{
 
 use cappy_plugin_abi::Failure;
 use sha2::{Digest as _, Sha256};
+
+use crate::execution::{self, Evaluation};
+
+/// What directories are called while they are written.
+const UNFINISHED: &str = "unfinished-";
+/// What the weights of a best state are called: this, and the number of its updates.
+const BEST: &str = "best-";
 
 /// Checkpoints that nobody came back to.
 const ABANDONED_AFTER: Duration = Duration::from_secs(7 * 24 * 3600);
@@ -46,6 +54,16 @@ pub struct RunState {
     pub tokens: u64,
     /// Examples that were cut.
     pub truncated_rows: u64,
+    /// On the validation rows, oldest first.
+    #[serde(default)]
+    pub evaluations: Vec<Evaluation>,
+}
+
+impl RunState {
+    /// Updates of the best evaluated state.
+    pub fn best_update(&self) -> Option<u64> {
+        execution::best(&self.evaluations).map(|best| best.update)
+    }
 }
 
 /// All checkpoints of a worker.
@@ -73,14 +91,18 @@ impl CheckpointStore {
     }
 
     /// The checkpoints of one run. A second attempt of a run that is still going on here gets none, so that the two
-    /// do not write over each other.
-    pub fn run(&self, run: &Run) -> Checkpoints<'_> {
+    /// do not write over each other; its best state lies in `scratch`.
+    pub fn run(&self, run: &Run, scratch: &Path) -> Checkpoints<'_> {
         let owned = self.active.lock().unwrap_or_else(PoisonError::into_inner).insert(run.clone());
+        let dir = owned.then(|| self.dir.join(&run.0));
+        let unfinished = dir.iter().flat_map(|dir| entries(dir, UNFINISHED));
+        unfinished.for_each(|(_, left)| drop(fs::remove_dir_all(left)));
         Checkpoints {
             store: self,
             run: run.clone(),
-            dir: owned.then(|| self.dir.join(&run.0)),
-            last: Mutex::new(Instant::now()),
+            best_dir: dir.clone().unwrap_or_else(|| scratch.join("best")),
+            dir,
+            saved: Mutex::new(Saved { time: Instant::now(), best: None }),
         }
     }
 }
@@ -90,19 +112,31 @@ pub struct Checkpoints<'a> {
     store: &'a CheckpointStore,
     run: Run,
     dir: Option<PathBuf>,
-    last: Mutex<Instant>,
+    best_dir: PathBuf,
+    saved: Mutex<Saved>,
+}
+
+/// About the newest checkpoint.
+struct Saved {
+    time: Instant,
+    /// Updates of the best state that it knows.
+    best: Option<u64>,
 }
 
 impl Checkpoints<'_> {
-    /// The newest checkpoint that `load` accepts the backend's part of.
+    /// The newest checkpoint whose best state is there and that `load` accepts the backend's part of.
     pub fn load(&self, load: &mut dyn FnMut(&str) -> Result<(), Failure>) -> Option<RunState> {
         for (_, dir) in self.list().into_iter().rev() {
             let state = fs::read(dir.join("state.json"))
                 .ok()
-                .and_then(|bytes| serde_json::from_slice::<RunState>(&bytes).ok());
+                .and_then(|bytes| serde_json::from_slice::<RunState>(&bytes).ok())
+                .filter(|state| state.best_update().is_none_or(|best| self.best(best).is_dir()));
             let Some(state) = state else { continue };
             match load(&dir.join("backend").to_string_lossy()) {
-                Ok(()) => return Some(state),
+                Ok(()) => {
+                    self.saved().best = state.best_update();
+                    return Some(state);
+                }
                 Err(failure) => tracing::warn!(%failure, "a checkpoint cannot be used"),
             }
         }
@@ -112,8 +146,7 @@ impl Checkpoints<'_> {
     /// Saves, if the last one is long enough ago. A failure is logged: training goes on, the last checkpoint stays.
     pub fn save_if_due(&self, state: &RunState, save: &mut dyn FnMut(&str) -> Result<(), Failure>) {
         let Some(dir) = &self.dir else { return };
-        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        if last.elapsed() < self.store.interval {
+        if self.saved().time.elapsed() < self.store.interval {
             return;
         }
         if let Err(error) = write(dir, state, save) {
@@ -124,8 +157,53 @@ impl Checkpoints<'_> {
                     let _ = fs::remove_dir_all(old);
                 }
             }
+            self.saved().best = state.best_update();
+            self.forget_best_but(state.best_update());
         }
-        *last = Instant::now();
+        self.saved().time = Instant::now();
+    }
+
+    /// Keeps the weights after `updates` updates, which `save` writes: no evaluated state was better. The best of
+    /// before is forgotten, unless the newest checkpoint may come back to it.
+    ///
+    /// # Errors
+    /// When they cannot be written: without them the run could not end as it should.
+    pub fn keep_best(
+        &self,
+        updates: u64,
+        save: &mut dyn FnMut(&str) -> Result<(), Failure>,
+    ) -> io::Result<()> {
+        fs::create_dir_all(&self.best_dir)?;
+        let unfinished = tempfile::Builder::new().prefix(UNFINISHED).tempdir_in(&self.best_dir)?;
+        save(&unfinished.path().to_string_lossy()).map_err(io::Error::other)?;
+        sync_files(unfinished.path())?;
+        let place = self.best(updates);
+        if place.exists() {
+            // From before a crash, with the same numbers.
+            fs::remove_dir_all(&place)?;
+        }
+        fs::rename(unfinished.keep(), place)?;
+        self.forget_best_but(Some(updates));
+        Ok(())
+    }
+
+    /// Where [`Checkpoints::keep_best`] puts the state after so many updates.
+    pub fn best(&self, updates: u64) -> PathBuf {
+        self.best_dir.join(format!("{BEST}{updates}"))
+    }
+
+    fn forget_best_but(&self, kept: Option<u64>) {
+        let known = self.saved().best;
+        for (name, place) in entries(&self.best_dir, BEST) {
+            let updates = name.parse().ok();
+            if updates.is_some() && updates != kept && updates != known {
+                let _ = fs::remove_dir_all(place);
+            }
+        }
+    }
+
+    fn saved(&self) -> std::sync::MutexGuard<'_, Saved> {
+        self.saved.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The run is complete: its checkpoints are not needed any more.
@@ -136,10 +214,9 @@ impl Checkpoints<'_> {
     }
 
     fn list(&self) -> Vec<(u64, PathBuf)> {
-        let entries = self.dir.iter().filter_map(|dir| fs::read_dir(dir).ok()).flatten().flatten();
-        let mut all: Vec<(u64, PathBuf)> = entries
-            .filter_map(|entry| Some((entry.file_name().to_str()?.parse().ok()?, entry.path())))
-            .collect();
+        let entries = self.dir.iter().flat_map(|dir| entries(dir, ""));
+        let mut all: Vec<(u64, PathBuf)> =
+            entries.filter_map(|(name, path)| Some((name.parse().ok()?, path))).collect();
         all.sort();
         all
     }
@@ -155,22 +232,45 @@ impl Drop for Checkpoints<'_> {
 
 fn write(dir: &Path, state: &RunState, save: &mut dyn FnMut(&str) -> Result<(), Failure>) -> io::Result<()> {
     fs::create_dir_all(dir)?;
-    let unfinished = tempfile::Builder::new().prefix("unfinished-").tempdir_in(dir)?;
+    let unfinished = tempfile::Builder::new().prefix(UNFINISHED).tempdir_in(dir)?;
     let backend = unfinished.path().join("backend");
     fs::create_dir(&backend)?;
     save(&backend.to_string_lossy()).map_err(io::Error::other)?;
     fs::write(unfinished.path().join("state.json"), serde_json::to_vec(state)?)?;
-    // Content before name: after a power cut a checkpoint is whole or absent.
-    for entry in fs::read_dir(&backend)? {
-        fs::File::open(entry?.path())?.sync_all()?;
-    }
+    sync_files(&backend)?;
     fs::File::open(unfinished.path().join("state.json"))?.sync_all()?;
     fs::rename(unfinished.keep(), dir.join(state.updates.to_string()))
+}
+
+/// Content before name: after a power cut what a directory's name promises is whole, or absent.
+fn sync_files(dir: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(dir)? {
+        fs::File::open(entry?.path())?.sync_all()?;
+    }
+    Ok(())
+}
+
+/// Entries whose names begin with `prefix`: the rest of the name, and where they are.
+fn entries(dir: &Path, prefix: &str) -> Vec<(String, PathBuf)> {
+    let all = fs::read_dir(dir).into_iter().flatten().flatten();
+    all.filter_map(|entry| {
+        let name = entry.file_name();
+        Some((name.to_str()?.strip_prefix(prefix)?.to_owned(), entry.path()))
+    })
+    .collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn weights(dir: &Path) -> String {
+        fs::read_to_string(dir.join("w")).unwrap()
+    }
+
+    fn save(dir: &str, weights: &str) -> Result<(), Failure> {
+        fs::write(Path::new(dir).join("w"), weights).map_err(|error| Failure::internal(error.to_string()))
+    }
 
     #[test]
     fn the_newest_usable_checkpoint_is_loaded() {
@@ -180,26 +280,58 @@ mod tests {
         assert_ne!(run, Run::of(&["ab", ""]));
         let state =
             |updates| RunState { updates, losses: vec![0.1 + 0.2; updates as usize], ..RunState::default() };
-        let save = |dir: &str, weights: &str| {
-            fs::write(Path::new(dir).join("w"), weights).unwrap();
-            Ok(())
-        };
         {
-            let mine = store.run(&run);
-            assert!(store.run(&run).dir.is_none(), "a second attempt has none");
+            let mine = store.run(&run, dir.path());
+            assert!(store.run(&run, dir.path()).dir.is_none(), "a second attempt has none");
             mine.save_if_due(&state(1), &mut |dir| save(dir, "1"));
             mine.save_if_due(&state(2), &mut |dir| save(dir, "2"));
             mine.save_if_due(&state(3), &mut |_| Err(Failure::internal("disk full")));
         }
-        let again = store.run(&run);
-        let mut weights = String::new();
+        let again = store.run(&run, dir.path());
+        let mut found = String::new();
         let loaded = again.load(&mut |dir| {
-            weights = fs::read_to_string(Path::new(dir).join("w")).unwrap();
+            found = weights(Path::new(dir));
             Ok(())
         });
-        assert_eq!((loaded, weights.as_str()), (Some(state(2)), "2"));
+        assert_eq!((loaded, found.as_str()), (Some(state(2)), "2"));
         assert_eq!(again.load(&mut |_| Err(Failure::bad_model("damaged"))), None);
         again.finish();
         assert_eq!(again.load(&mut |_| Ok(())), None);
+    }
+
+    #[test]
+    fn the_best_state_of_the_newest_checkpoint_stays_until_the_next() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = CheckpointStore::open(dir.path().join("store"), Duration::ZERO).unwrap();
+        let run = Run::of(&["a"]);
+        let state = |losses: &[f64]| RunState {
+            updates: losses.len() as u64,
+            evaluations: (1..)
+                .zip(losses)
+                .map(|(update, &loss)| Evaluation { update, loss, spearman: None })
+                .collect(),
+            ..RunState::default()
+        };
+        let mine = store.run(&run, dir.path());
+        let kept = |updates: u64| mine.best(updates).is_dir();
+        mine.keep_best(1, &mut |dir| save(dir, "1")).unwrap();
+        mine.save_if_due(&state(&[0.5]), &mut |dir| save(dir, "-"));
+        mine.keep_best(2, &mut |dir| save(dir, "2")).unwrap();
+        mine.keep_best(3, &mut |dir| save(dir, "3")).unwrap();
+        assert_eq!([1, 2, 3].map(kept), [true, false, true], "a crash now goes back to update 1");
+        mine.save_if_due(&state(&[0.5, 0.4, 0.3]), &mut |dir| save(dir, "-"));
+        assert_eq!([1, 2, 3].map(kept), [false, false, true]);
+        assert!(mine.keep_best(4, &mut |_| Err(Failure::internal("disk full"))).is_err());
+        drop(mine);
+
+        let again = store.run(&run, dir.path());
+        assert_eq!(again.load(&mut |_| Ok(())).and_then(|state| state.best_update()), Some(3));
+        assert_eq!(weights(&again.best(3)), "3");
+        fs::remove_dir_all(again.best(3)).unwrap();
+        assert_eq!(again.load(&mut |_| Ok(())), None, "without its best state a checkpoint is of no use");
+
+        let second = store.run(&run, dir.path());
+        second.keep_best(1, &mut |dir| save(dir, "own")).unwrap();
+        assert_eq!((weights(&second.best(1)).as_str(), again.best(1).exists()), ("own", false));
     }
 }

@@ -7,7 +7,8 @@
 //!
 //! Both end in [`compute`], where texts become numbers: [`tokenization`] encodes rows as transformers does,
 //! [`batching`] packs them by token budget, and the backend is called through [`residency`], which keeps loaded models
-//! within a memory budget. [`models`] finds a model's files, [`engine`] says which backend runs them.
+//! within a memory budget. [`models`] finds a model's files ([`registered`] those of a scorer that a job has trained),
+//! [`engine`] says which backend runs them.
 //!
 //! The program `cappy-worker` runs one such worker in a child process for each device, under the [`supervisor`].
 
@@ -20,6 +21,7 @@ pub mod engine;
 pub mod execution;
 pub mod inference;
 pub mod models;
+pub mod registered;
 pub mod residency;
 mod service;
 pub mod session;

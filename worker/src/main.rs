@@ -4,6 +4,7 @@ use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
     process::ExitCode,
+    time::Duration,
 };
 
 use anyhow::{Context as _, bail};
@@ -11,7 +12,8 @@ use cappy_hub::HubSettings;
 use cappy_plugin_host::{Registry, State};
 use cappy_process::{directories, exit::Code, logging, settings, shutdown};
 use cappy_worker::{
-    Backends, Config, DEFAULT_CACHE_BYTES, DEFAULT_QUEUE, DEFAULT_SLOTS, StartError, host_name,
+    Backends, Config, DEFAULT_CACHE_BYTES, DEFAULT_CHECKPOINT_INTERVAL, DEFAULT_QUEUE, DEFAULT_SLOTS,
+    StartError, host_name,
     supervisor::{self, Ended},
 };
 use clap::{Args, Parser, Subcommand};
@@ -93,6 +95,9 @@ struct WorkerArgs {
     /// Online calls that wait for each model; more are shed
     #[arg(long, env = "CAPPY_QUEUE", default_value_t = DEFAULT_QUEUE)]
     queue: usize,
+    /// Seconds between two checkpoints of a training run; 0: after every update
+    #[arg(long, env = "CAPPY_CHECKPOINT_INTERVAL", value_name = "SECONDS", default_value_t = DEFAULT_CHECKPOINT_INTERVAL.as_secs())]
+    checkpoint_interval: u64,
     /// Name of this worker in lists [default: the host's]
     #[arg(long, env = "CAPPY_WORKER_NAME")]
     name: Option<String>,
@@ -199,6 +204,7 @@ fn child_command(program: &Path, worker: &WorkerArgs, device: &str, index: usize
     command.args(["--slots", &worker.slots.to_string(), "--queue", &worker.queue.to_string()]);
     command.args(["--inference-listen", &listen.to_string(), "--name", &name]);
     command.args(["--cache-bytes", &worker.cache_bytes.to_string()]);
+    command.args(["--checkpoint-interval", &worker.checkpoint_interval.to_string()]);
     if let Some(dir) = &worker.cache_dir {
         command.arg("--cache-dir").arg(dir);
     }
@@ -259,6 +265,7 @@ async fn run_device(worker: WorkerArgs, device: String, leashed: bool) -> anyhow
     config.inference_listen = Some(worker.inference_listen);
     config.cache_bytes = worker.cache_bytes;
     config.queue = worker.queue;
+    config.checkpoint_interval = Duration::from_secs(worker.checkpoint_interval);
     if let Some(bytes) = worker.memory_bytes {
         config.memory_bytes = bytes;
     }

@@ -1,6 +1,9 @@
-//! Where a model's files are: found by name through the hub, or put together from artifacts.
+//! Where a model's files are: found by name through the hub or the coordinator, or put together from artifacts.
 
-use std::{fs, path::PathBuf};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 use cappy_hub::{ErrorKind, Hub};
 use cappy_proto::v1;
@@ -10,6 +13,7 @@ use tempfile::TempDir;
 
 use crate::{
     execution::{Attempt, ExecutionError},
+    registered::{self, Registered},
     residency::Role,
     tokenization::ModelTokenizer,
 };
@@ -71,7 +75,7 @@ impl LocalModel {
     }
 }
 
-fn weight_bytes(dir: &std::path::Path) -> u64 {
+fn weight_bytes(dir: &Path) -> u64 {
     let entries = fs::read_dir(dir).into_iter().flatten().flatten();
     entries
         .filter(|entry| entry.path().extension().is_some_and(|extension| extension == "safetensors"))
@@ -83,19 +87,40 @@ fn weight_bytes(dir: &std::path::Path) -> u64 {
 /// Finds models.
 pub struct Models {
     hub: Hub,
+    registered: Option<Registered>,
 }
 
 impl Models {
     /// Names are resolved by `hub`.
     pub fn new(hub: Hub) -> Self {
-        Self { hub }
+        Self { hub, registered: None }
     }
 
-    /// A directory, hub id or short name.
+    /// Ids of registered models are asked for at a coordinator, where there is one.
+    #[must_use]
+    pub fn with_registered(self, registered: Option<Registered>) -> Self {
+        Self { registered, ..self }
+    }
+
+    /// A directory, hub id or short name, or the id of a registered model. Blocks: not for async code.
     ///
     /// # Errors
-    /// The hub's one line; permanent when it will be the same elsewhere.
+    /// The hub's or the coordinator's one line; permanent when it will be the same elsewhere.
     pub fn by_name(&self, name: &str, role: Role) -> Result<LocalModel, ExecutionError> {
+        if name.starts_with(registered::PREFIX) {
+            return match (&self.registered, role) {
+                (Some(registered), Role::Scorer) => registered.locate(name),
+                (Some(_), Role::Generator) => {
+                    let message = format!("`{name}` is a scorer: it generates nothing");
+                    Err(ExecutionError::permanent("unsupported", message))
+                }
+                (None, _) => {
+                    let message =
+                        format!("`{name}` is registered with a coordinator, and this worker has none");
+                    Err(ExecutionError::permanent("not_found", message))
+                }
+            };
+        }
         let role = match role {
             Role::Scorer => cappy_hub::Role::Scorer,
             Role::Generator => cappy_hub::Role::Generator,
@@ -140,9 +165,13 @@ impl Models {
                 }
                 Ok(located)
             }
-            Some(v1::model_ref::Source::Files(files)) => assemble(files, &model.fingerprint, attempt),
+            Some(v1::model_ref::Source::Files(files)) => {
+                let place =
+                    |artifact: &v1::Artifact| Ok(attempt.files(std::slice::from_ref(artifact))?.remove(0));
+                assemble(files, &model.fingerprint, &place, attempt.scratch)
+            }
             Some(v1::model_ref::Source::Endpoint(_)) => {
-                let message = "a model behind an endpoint cannot be loaded here";
+                let message = "a model behind an endpoint has no files";
                 Err(ExecutionError::permanent("unsupported", message))
             }
             None => Err(ExecutionError::permanent("invalid_argument", "the task names no model")),
@@ -170,29 +199,40 @@ fn fingerprint_of(files: &v1::ModelFiles) -> String {
     hex::encode(Sha256::digest(lines.concat()))
 }
 
-/// A directory with the files under their names. Hard links where the file system can: no byte is copied.
-fn assemble(
+/// A directory in `scratch` with the files, each found by `place`, under their names. Hard links where the file system
+/// can: no byte is copied.
+///
+/// # Errors
+/// When the files are not those of `fingerprint` (empty: any), are no model, or cannot be written.
+pub(crate) fn assemble(
     files: &v1::ModelFiles,
     fingerprint: &str,
-    attempt: &Attempt<'_>,
+    place: &dyn Fn(&v1::Artifact) -> Result<PathBuf, ExecutionError>,
+    scratch: &Path,
 ) -> Result<LocalModel, ExecutionError> {
     let written = |error| ExecutionError::disk("put a model together", &error);
-    let dir = tempfile::Builder::new().prefix("model-").tempdir_in(attempt.scratch).map_err(written)?;
+    let found = fingerprint_of(files);
+    if !fingerprint.is_empty() && fingerprint != found {
+        let short = |fingerprint: &str| fingerprint.chars().take(12).collect::<String>();
+        let message =
+            format!("a model's files have the content {}, not {}", short(&found), short(fingerprint));
+        return Err(ExecutionError::attempt("model_differs", message));
+    }
+    let dir = tempfile::Builder::new().prefix("model-").tempdir_in(scratch).map_err(written)?;
     for file in &files.files {
         if file.name.is_empty() || file.name.contains(['/', '\\', '\0']) || file.name.starts_with('.') {
             let message = format!("`{}` is not a file name", file.name);
             return Err(ExecutionError::permanent("invalid_argument", message));
         }
         let artifact = file.artifact.clone().unwrap_or_default();
-        let source = &attempt.files(std::slice::from_ref(&artifact))?[0];
+        let source = place(&artifact)?;
         let target = dir.path().join(&file.name);
-        fs::hard_link(source, &target).or_else(|_| fs::copy(source, &target).map(drop)).map_err(written)?;
+        fs::hard_link(&source, &target).or_else(|_| fs::copy(&source, &target).map(drop)).map_err(written)?;
     }
     let config_json = fs::read_to_string(dir.path().join("config.json")).map_err(|error| {
         ExecutionError::permanent("bad_model", format!("config.json of the model cannot be read: {error}"))
     })?;
-    let fingerprint = if fingerprint.is_empty() { fingerprint_of(files) } else { fingerprint.to_owned() };
-    LocalModel::new(dir.path().to_owned(), fingerprint, config_json, None, Some(dir))
+    LocalModel::new(dir.path().to_owned(), found, config_json, None, Some(dir))
 }
 
 /// Downloads and conversions are told in the log.

@@ -21,6 +21,7 @@ use crate::{
     engine::{Engine, RecentNames},
     inference::{self, ServeError},
     models::Models,
+    registered::Registered,
     residency::Residency,
     session::{self, SessionConfig, SessionError},
 };
@@ -113,11 +114,16 @@ pub async fn start(config: Config, stop: CancellationToken) -> Result<Handle, St
     let cache =
         Arc::new(ArtifactCache::open(home.dir.join("artifacts"), config.cache_bytes).map_err(cache_error)?);
     let scratch = home.scratch().map_err(cache_error)?;
+    // A URL that is none is refused by the session, with its reason.
+    let registered = config
+        .coordinator
+        .as_deref()
+        .and_then(|url| Registered::of(url, Arc::clone(&cache), scratch.clone()).ok());
     let engine = Arc::new(Engine {
         registry: Mutex::new(registry),
         device: config.device.clone(),
         dtype: config.dtype.clone(),
-        models: Models::new(Hub::new(config.hub)),
+        models: Models::new(Hub::new(config.hub)).with_registered(registered),
         residency: Residency::new(config.memory_bytes),
         checkpoints: CheckpointStore::open(home.dir.join("checkpoints"), config.checkpoint_interval)
             .map_err(cache_error)?,

@@ -2,6 +2,7 @@
 //!
 //! One file per kind of task; `rows.rs` reads and names input rows, `failure.rs` sorts what can go wrong.
 
+mod examples;
 mod failure;
 mod generate;
 mod progress;
@@ -10,6 +11,7 @@ mod rows;
 mod schedule;
 mod score;
 mod train;
+mod validation;
 
 use std::{
     collections::HashMap,
@@ -21,6 +23,7 @@ use cappy_proto::v1;
 pub use failure::{ExecutionError, FailureClass};
 pub use progress::Progress;
 pub use schedule::{Plan, Schedule, learning_rate};
+pub use validation::{Evaluation, best, exhausted};
 
 use crate::engine::Engine;
 
@@ -71,7 +74,10 @@ pub fn inputs_of(task: &v1::ShardTask) -> Vec<v1::Artifact> {
     };
     let (mut artifacts, model) = match &task.task {
         Some(Task::Generate(task)) => (task.input.clone(), model_files(&task.model)),
-        Some(Task::Train(task)) => (task.examples.clone(), model_files(&task.scorer)),
+        Some(Task::Train(task)) => {
+            let rows = task.examples.iter().chain(&task.validation).cloned().collect();
+            (rows, model_files(&task.scorer))
+        }
         Some(Task::Score(task)) => (task.input.clone(), model_files(&task.scorer)),
         Some(Task::ResolveModels(_)) | None => Default::default(),
     };

@@ -1,4 +1,4 @@
-//! Scores of a slice of rows.
+//! Scores of a slice of rows: as a list by row, or on the rows themselves.
 
 use std::{
     fs::File,
@@ -7,10 +7,11 @@ use std::{
 
 use cappy_proto::v1;
 use serde::Serialize;
+use serde_json::Value;
 
 use super::{
     Attempt, ExecutionError, Outcome,
-    rows::{RowReader, responses, text},
+    rows::{Row, RowReader, responses, text},
 };
 use crate::{
     compute::{self, ScoreInput},
@@ -37,7 +38,8 @@ pub fn run(
     let scorer = engine.scorer(task.scorer.as_ref(), choice, attempt)?;
     attempt.progress.set(0, total, "scoring");
 
-    let path = attempt.scratch.join("scores.jsonl");
+    let name = if task.carry_rows { "rows.jsonl" } else { "scores.jsonl" };
+    let path = attempt.scratch.join(name);
     let written = |error| ExecutionError::disk("write the scores", &error);
     let mut output = BufWriter::new(File::create(&path).map_err(written)?);
     let mut reader = RowReader::new(attempt.files(&task.input)?);
@@ -54,15 +56,31 @@ pub fn run(
         let window = attempt.progress.window(stats.rows, pairs.len() as u64, total);
         let input = ScoreInput { rows: &pairs, first_row, max_tokens: task.max_tokens };
         let scored = compute::score(&scorer, input, engine.budgets.score, &window)?;
-        for (row, scores) in (first_row..).zip(&scored.scores) {
-            serde_json::to_writer(&mut output, &Line { row, scores })
-                .map_err(|error| written(error.into()))?;
+        stats.rows += pairs.len() as u64;
+        for ((row, mut fields), scores) in (first_row..).zip(rows).zip(&scored.scores) {
+            let line = if task.carry_rows {
+                put_scores(&mut fields, scores);
+                serde_json::to_writer(&mut output, &fields)
+            } else {
+                serde_json::to_writer(&mut output, &Line { row, scores })
+            };
+            line.map_err(|error| written(error.into()))?;
             output.write_all(b"\n").map_err(written)?;
         }
-        stats.rows += pairs.len() as u64;
         stats.tokens += scored.tokens;
         stats.truncated_rows += scored.truncated;
     }
     output.flush().map_err(written)?;
-    Ok(Outcome { outputs: vec![("scores.jsonl".to_owned(), path)], stats, ..Outcome::default() })
+    Ok(Outcome { outputs: vec![(name.to_owned(), path)], stats, ..Outcome::default() })
+}
+
+/// A row with a single `response` gets a `score`, any other `scores`. An f32 is written as the f64 that equals it, as
+/// Python's `.item()` has it.
+fn put_scores(row: &mut Row, scores: &[f32]) {
+    match scores {
+        [score] if !row.contains_key("responses") && !row.contains_key("flan_samples") => {
+            row.insert("score".to_owned(), Value::from(*score))
+        }
+        scores => row.insert("scores".to_owned(), scores.into()),
+    };
 }

@@ -1,10 +1,15 @@
 //! Fine-tunes the scorer on labelled pairs: data order, batching and the schedule are decided here, the backend does
-//! the numbers. A run that broke off goes on from its last checkpoint on this worker, bit for bit.
+//! the numbers. With validation rows, the best state that was evaluated is what is kept. A run that broke off goes on
+//! from its last checkpoint on this worker, bit for bit, evaluations and best state included.
 
-use std::{fs, path::Path, time::Instant};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::Instant,
+};
 
 use cappy_plugin_abi::{
-    Control as _, TokenRows, Trainer, TrainerOptions,
+    Control as _, Failure, TokenRows, Trainer, TrainerOptions,
     random::{fold, mix},
 };
 use cappy_proto::v1;
@@ -12,11 +17,12 @@ use serde::Serialize;
 
 use super::{
     Attempt, ExecutionError, Outcome,
-    rows::{Place, RowFiles, RowReader, bad_row, parse, text},
+    examples::Examples,
     schedule::{Plan, Schedule, learning_rate},
+    validation::{Evaluation, Validation, exhausted},
 };
 use crate::{
-    checkpoint::Run,
+    checkpoint::{Run, RunState},
     engine::{Choice, Engine},
     models::LocalModel,
     tokenization::ModelTokenizer,
@@ -46,6 +52,16 @@ struct TrainingReport<'a> {
     examples: u64,
     truncated_rows: u64,
     schedule: Schedule,
+    #[serde(flatten)]
+    validation: Option<ValidationReport<'a>>,
+}
+
+/// Of a run with validation rows.
+#[derive(Serialize)]
+struct ValidationReport<'a> {
+    evaluations: &'a [Evaluation],
+    best_update: u64,
+    stopped_early: bool,
 }
 
 pub fn run(
@@ -57,14 +73,20 @@ pub fn run(
     let started = Instant::now();
     let settings = checked(task.settings.unwrap_or_default())?;
     attempt.progress.set(0, 0, "reading the examples");
-    let mut examples = Examples::open(attempt.files(&task.examples)?, &settings)?;
+    let mut examples = Examples::open(attempt.files(&task.examples)?)?;
+    if examples.len() == 0 {
+        return Err(ExecutionError::permanent("invalid_argument", "there are no examples to train on"));
+    }
+    let order = order_of(examples.len(), &settings);
     let plan = Plan::new(
-        examples.places.len() as u64,
+        examples.len(),
         settings.train_size,
         settings.batch_size.into(),
         settings.accumulate.into(),
     );
     let schedule = Schedule::from(settings.schedule());
+    let mut validation =
+        Validation::open(attempt.files(&task.validation)?, settings.evaluate_every, plan.updates)?;
 
     attempt.progress.set(0, plan.updates, "loading the scorer");
     let model = engine.locate_scorer(task.scorer.as_ref(), attempt)?;
@@ -84,7 +106,8 @@ pub fn run(
         most => settings.max_tokens.min(most),
     } as usize;
 
-    let run = engine.checkpoints.run(&run_key(task, &settings, &model.fingerprint, &backend));
+    let key = run_key(task, &settings, &model.fingerprint, &backend);
+    let run = engine.checkpoints.run(&key, attempt.scratch);
     let mut refused = false;
     let resumed = run.load(&mut |dir| trainer.load_checkpoint(dir).inspect_err(|_| refused = true));
     if let Some(state) = &resumed {
@@ -95,11 +118,13 @@ pub fn run(
         (_, trainer) = engine.load_trainer(&model, choice, &options)?;
     }
     let mut state = resumed.unwrap_or_default();
-    while state.updates < plan.updates {
+    let is_over =
+        |state: &RunState| state.updates >= plan.updates || exhausted(&state.evaluations, settings.patience);
+    while !is_over(&state) {
         let k = state.updates;
         let mut loss_sum = 0.0;
         for micro in (k * plan.accumulate)..((k + 1) * plan.accumulate) {
-            let batch = examples.batch(&plan, micro, &tokenizer, max_tokens)?;
+            let batch = micro_batch(&mut examples, &order, &plan, micro, &tokenizer, max_tokens)?;
             let loss = trainer.accumulate(batch.rows.view(), &batch.labels, micro, attempt.progress)?;
             if !loss.is_finite() {
                 let message = format!("the loss of update {} is {loss}: lower the learning rate", k + 1);
@@ -109,7 +134,7 @@ pub fn run(
             state.tokens += batch.rows.tokens.len() as u64;
             state.truncated_rows += batch.truncated;
             if attempt.progress.cancelled() {
-                return Err(cappy_plugin_abi::Failure::cancelled("training was cancelled").into());
+                return Err(Failure::cancelled("training was cancelled").into());
             }
         }
         let rate = learning_rate(schedule, settings.learning_rate, settings.warmup, &plan, k);
@@ -117,31 +142,56 @@ pub fn run(
         state.updates += 1;
         state.losses.push(loss_sum / plan.accumulate as f64);
         state.learning_rates.push(rate);
-        let loss = state.losses[k as usize];
-        attempt.progress.set(
-            state.updates,
-            plan.updates,
-            &format!("update {} of {}, loss {loss:.3}", state.updates, plan.updates),
-        );
-        if state.updates < plan.updates {
+        let mut activity =
+            format!("update {} of {}, loss {:.3}", state.updates, plan.updates, state.losses[k as usize]);
+        if let Some(validation) = validation.as_mut().filter(|validation| validation.is_due(state.updates)) {
+            let told = format!("evaluating after update {} of {}", state.updates, plan.updates);
+            attempt.progress.set(state.updates, plan.updates, &told);
+            let (trainer, budget) = (trainer.as_mut(), engine.budgets.score);
+            let evaluation = validation.evaluate(
+                state.updates,
+                trainer,
+                &tokenizer,
+                max_tokens,
+                budget,
+                attempt.progress,
+            )?;
+            activity.push_str(&format!(", validation loss {:.3}", evaluation.loss));
+            state.evaluations.push(evaluation);
+            // The last state needs no copy: the trainer holds it.
+            if state.best_update() == Some(state.updates) && !is_over(&state) {
+                run.keep_best(state.updates, &mut |dir| trainer.save_model(dir))
+                    .map_err(|error| ExecutionError::disk("keep the best state", &error))?;
+            }
+        }
+        attempt.progress.set(state.updates, plan.updates, &activity);
+        if !is_over(&state) {
             run.save_if_due(&state, &mut |dir| trainer.save_checkpoint(dir));
         }
     }
 
     attempt.progress.set(plan.updates, plan.updates, "writing the model");
+    let rows = plan.micro_batch(state.updates * plan.accumulate - 1).end;
+    let best_update = state.best_update();
     let report = TrainingReport {
-        updates: plan.updates,
+        updates: state.updates,
         losses: &state.losses,
         learning_rates: &state.learning_rates,
-        rows: plan.rows,
-        examples: examples.places.len() as u64,
+        rows,
+        examples: examples.len(),
         truncated_rows: state.truncated_rows,
         schedule,
+        validation: best_update.map(|best_update| ValidationReport {
+            evaluations: &state.evaluations,
+            best_update,
+            stopped_early: state.updates < plan.updates,
+        }),
     };
-    let outputs = write_outputs(attempt.scratch, &model, trainer.as_mut(), &report)?;
+    let best = best_update.filter(|&best| best != state.updates).map(|best| run.best(best));
+    let outputs = write_outputs(attempt.scratch, &model, trainer.as_mut(), best.as_deref(), &report)?;
     run.finish();
     let stats = v1::ShardStats {
-        rows: plan.rows,
+        rows,
         tokens: state.tokens,
         truncated_rows: state.truncated_rows,
         seconds: started.elapsed().as_secs_f64(),
@@ -169,20 +219,35 @@ fn checked(mut settings: v1::FineTuning) -> Result<v1::FineTuning, ExecutionErro
 
 /// What must be equal for a checkpoint to be of the same run.
 fn run_key(task: &v1::TrainTask, settings: &v1::FineTuning, fingerprint: &str, backend: &str) -> Run {
-    let ids: Vec<&str> = task.examples.iter().map(|artifact| artifact.id.as_str()).collect();
-    Run::of(&[fingerprint, backend, &ids.join(","), &format!("{settings:?}")])
+    let ids = |artifacts: &[v1::Artifact]| {
+        artifacts.iter().map(|artifact| artifact.id.as_str()).collect::<Vec<_>>().join(",")
+    };
+    Run::of(&[fingerprint, backend, &ids(&task.examples), &ids(&task.validation), &format!("{settings:?}")])
 }
 
+/// The trainer's weights, or those of an earlier state where `best` has them.
 fn write_outputs(
     scratch: &Path,
     model: &LocalModel,
     trainer: &mut dyn Trainer,
+    best: Option<&Path>,
     report: &TrainingReport<'_>,
-) -> Result<Vec<(String, std::path::PathBuf)>, ExecutionError> {
+) -> Result<Vec<(String, PathBuf)>, ExecutionError> {
     let written = |error| ExecutionError::disk("write the fine-tuned model", &error);
     let dir = scratch.join("model");
     fs::create_dir(&dir).map_err(written)?;
-    trainer.save_model(&dir.to_string_lossy())?;
+    match best {
+        None => trainer.save_model(&dir.to_string_lossy())?,
+        Some(best) => {
+            for entry in fs::read_dir(best).map_err(written)? {
+                let entry = entry.map_err(written)?;
+                let target = dir.join(entry.file_name());
+                fs::hard_link(entry.path(), &target)
+                    .or_else(|_| fs::copy(entry.path(), &target).map(drop))
+                    .map_err(written)?;
+            }
+        }
+    }
     for name in SHARED_FILES {
         let source = model.dir.join(name);
         if source.exists() {
@@ -200,76 +265,38 @@ fn write_outputs(
     Ok(outputs)
 }
 
-/// The labelled pairs, read from disk as they are needed: memory holds their places only.
-struct Examples {
-    files: RowFiles,
-    places: Vec<Place>,
-    /// Index of the example at each place, for messages.
-    indices: Vec<u64>,
+/// Examples in the order in which they are trained on.
+fn order_of(examples: u64, settings: &v1::FineTuning) -> Vec<u64> {
+    let mut order: Vec<u64> = (0..examples).collect();
+    if settings.order() == v1::RowOrder::Shuffled {
+        order.sort_by_cached_key(|&index| fold(mix(settings.seed), index));
+    }
+    order
 }
 
-struct Batch {
+struct MicroBatch {
     rows: TokenRows,
     labels: Vec<f32>,
     truncated: u64,
 }
 
-impl Examples {
-    /// Checks every row, so that a wrong one is told before hours of training.
-    fn open(paths: Vec<std::path::PathBuf>, settings: &v1::FineTuning) -> Result<Self, ExecutionError> {
-        let files = RowFiles::open(&paths)?;
-        let mut reader = RowReader::new(paths);
-        let mut places = Vec::new();
-        while let Some((index, place, line)) = reader.next_line()? {
-            read_example(index, &line)?;
-            places.push(place);
-        }
-        if places.is_empty() {
-            return Err(ExecutionError::permanent("invalid_argument", "there are no examples to train on"));
-        }
-        let mut indices: Vec<u64> = (0..places.len() as u64).collect();
-        if settings.order() == v1::RowOrder::Shuffled {
-            indices.sort_by_cached_key(|&index| fold(mix(settings.seed), index));
-            places = indices.iter().map(|&index| places[index as usize]).collect();
-        }
-        Ok(Self { files, places, indices })
+fn micro_batch(
+    examples: &mut Examples,
+    order: &[u64],
+    plan: &Plan,
+    micro: u64,
+    tokenizer: &ModelTokenizer,
+    max_tokens: usize,
+) -> Result<MicroBatch, ExecutionError> {
+    let mut batch = MicroBatch { rows: TokenRows::new(), labels: Vec::new(), truncated: 0 };
+    for position in plan.micro_batch(micro) {
+        let index = order[(position % examples.len()) as usize];
+        let (row, label) = examples.encoded(index, tokenizer, max_tokens)?;
+        // Each example counts once, however often it comes round.
+        batch.truncated += u64::from(row.truncated && position < examples.len());
+        batch.rows.push(&row.ids);
+        batch.rows.type_ids.extend_from_slice(&row.type_ids);
+        batch.labels.push(label);
     }
-
-    fn batch(
-        &mut self,
-        plan: &Plan,
-        micro: u64,
-        tokenizer: &ModelTokenizer,
-        max_tokens: usize,
-    ) -> Result<Batch, ExecutionError> {
-        let examples = self.places.len() as u64;
-        let mut batch = Batch { rows: TokenRows::new(), labels: Vec::new(), truncated: 0 };
-        for position in plan.micro_batch(micro) {
-            let at = (position % examples) as usize;
-            let index = self.indices[at];
-            let (instruction, response, label) = read_example(index, &self.files.line(self.places[at])?)?;
-            let row = tokenizer
-                .side(&instruction)
-                .and_then(|first| tokenizer.pair(&first, &tokenizer.side(&response)?, max_tokens))
-                .map_err(|error| bad_row(index, error))?;
-            // Each example counts once, however often it comes round.
-            batch.truncated += u64::from(row.truncated && position < examples);
-            batch.rows.push(&row.ids);
-            batch.rows.type_ids.extend_from_slice(&row.type_ids);
-            batch.labels.push(label);
-        }
-        Ok(batch)
-    }
-}
-
-fn read_example(index: u64, line: &[u8]) -> Result<(String, String, f32), ExecutionError> {
-    let row = parse(index, line)?;
-    let label = match row.get("label").map(serde_json::Value::as_f64) {
-        Some(Some(label)) if (label as f32).is_finite() => label as f32,
-        Some(_) => return Err(bad_row(index, "`label` is not a number")),
-        None => return Err(bad_row(index, "`label` is missing")),
-    };
-    let [instruction, response] =
-        ["instruction", "response"].map(|field| text(index, &row, field).map(str::to_owned));
-    Ok((instruction?, response?, label))
+    Ok(batch)
 }

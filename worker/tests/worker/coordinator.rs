@@ -12,6 +12,7 @@ use bytes::Bytes;
 use cappy_proto::v1::{
     self,
     artifact_service_server::{ArtifactService, ArtifactServiceServer},
+    cluster_service_server::{ClusterService, ClusterServiceServer},
     session_request::Message as Said,
     session_response::Message as Heard,
     worker_service_server::{WorkerService, WorkerServiceServer},
@@ -44,6 +45,8 @@ pub struct Record {
 #[derive(Default)]
 struct State {
     artifacts: Mutex<HashMap<String, Bytes>>,
+    /// Registered models.
+    models: Mutex<Vec<v1::GetModelResponse>>,
     /// Sends into the open session.
     session: Mutex<Option<mpsc::Sender<Result<v1::SessionResponse, Status>>>>,
     /// Completions that are answered with UNAVAILABLE first.
@@ -78,7 +81,8 @@ impl Coordinator {
         let stopping = stop.clone();
         let router = Server::builder()
             .add_service(WorkerServiceServer::new(self.clone()))
-            .add_service(ArtifactServiceServer::new(self.clone()));
+            .add_service(ArtifactServiceServer::new(self.clone()))
+            .add_service(ClusterServiceServer::new(self.clone()));
         let task = tokio::spawn(async move {
             // Dropping the server's future drops its connections, as a crash would.
             tokio::select! {
@@ -99,6 +103,12 @@ impl Coordinator {
 
     pub fn get(&self, id: &str) -> Option<Bytes> {
         self.state.artifacts.lock().unwrap().get(id).cloned()
+    }
+
+    pub fn register(&self, id: &str, fingerprint: &str, files: v1::ModelFiles) {
+        let [id, fingerprint] = [id, fingerprint].map(str::to_owned);
+        let model = Some(v1::RegisteredModel { id, fingerprint, ..v1::RegisteredModel::default() });
+        self.state.models.lock().unwrap().push(v1::GetModelResponse { model, files: Some(files) });
     }
 
     pub fn refuse_completions(&self, count: u32) {
@@ -252,5 +262,40 @@ impl ArtifactService for Coordinator {
         let content = self.get(&request.into_inner().artifact_id);
         let size_bytes = content.as_ref().map_or(0, |content| content.len() as u64);
         Ok(Response::new(v1::StatArtifactResponse { stored: content.is_some(), size_bytes }))
+    }
+}
+
+#[tonic::async_trait]
+impl ClusterService for Coordinator {
+    async fn get_model(
+        &self,
+        request: Request<v1::GetModelRequest>,
+    ) -> Result<Response<v1::GetModelResponse>, Status> {
+        let wanted = request.into_inner().model_id;
+        let models = self.state.models.lock().unwrap();
+        let found = models.iter().find(|model| model.model.as_ref().unwrap().id.starts_with(&wanted));
+        let found = found.cloned().ok_or_else(|| Status::not_found(format!("no model `{wanted}`")))?;
+        Ok(Response::new(found))
+    }
+
+    async fn list_models(
+        &self,
+        _: Request<v1::ListModelsRequest>,
+    ) -> Result<Response<v1::ListModelsResponse>, Status> {
+        Err(Status::unimplemented("workers do not ask"))
+    }
+
+    async fn list_workers(
+        &self,
+        _: Request<v1::ListWorkersRequest>,
+    ) -> Result<Response<v1::ListWorkersResponse>, Status> {
+        Err(Status::unimplemented("workers do not ask"))
+    }
+
+    async fn drain_worker(
+        &self,
+        _: Request<v1::DrainWorkerRequest>,
+    ) -> Result<Response<v1::DrainWorkerResponse>, Status> {
+        Err(Status::unimplemented("workers do not ask"))
     }
 }

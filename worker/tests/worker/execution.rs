@@ -1,78 +1,19 @@
 //! Every kind of task on the echo backend, whose results are known in closed form: a pair's score is its bias plus
 //! the mean id over the vocabulary, a generated response is its source, each token with probability 1/2.
 
-use std::{fs, path::Path, sync::Arc};
+use std::sync::Arc;
 
-use crate::support::{Store, VOCAB, echo, engine, fixture, jsonl};
 use cappy_plugin_abi::{
     Backend, Control, Descriptor, Failure, Generator, LoadRequest, ModelInfo, RaggedTokens, Scorer, Trainer,
 };
 use cappy_proto::v1::{self, shard_task::Task};
-use cappy_worker::{
-    engine::Engine,
-    execution::{Attempt, ExecutionError, FailureClass, Outcome, Progress, run},
-    settings::default_settings,
-    tokenization::ModelTokenizer,
-};
+use cappy_worker::{execution::FailureClass, settings::default_settings};
 use serde_json::{Value, json};
-use tempfile::TempDir;
 
-struct Bench {
-    dir: TempDir,
-    store: Store,
-    engine: Engine,
-}
-
-struct Done {
-    outcome: Outcome,
-    _scratch: TempDir,
-}
-
-impl Bench {
-    fn new(backend: Arc<dyn Backend>) -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let engine = engine(dir.path(), backend);
-        Self { dir, store: Store::default(), engine }
-    }
-
-    fn put(&mut self, rows: &[Value]) -> Vec<v1::Artifact> {
-        // In two files, so that rows are counted across them.
-        let (head, tail) = rows.split_at(rows.len() / 2);
-        [head, tail].map(|part| self.store.put(self.dir.path(), &jsonl(part))).to_vec()
-    }
-
-    fn model(&mut self, tokenizer: &str, bias: f32) -> Option<v1::ModelRef> {
-        Some(self.store.model(self.dir.path(), tokenizer, 64, bias))
-    }
-
-    fn run(&self, task: Task) -> Result<Done, ExecutionError> {
-        self.run_with(task, &Progress::default())
-    }
-
-    fn run_with(&self, task: Task, progress: &Progress) -> Result<Done, ExecutionError> {
-        let scratch = tempfile::tempdir_in(self.dir.path()).unwrap();
-        let attempt = Attempt { inputs: &self.store.files, scratch: scratch.path(), progress };
-        let task = v1::ShardTask { task: Some(task), backend: String::new(), dtype: "auto".into() };
-        Ok(Done { outcome: run(&self.engine, &task, &attempt)?, _scratch: scratch })
-    }
-}
-
-impl Done {
-    fn lines(&self, name: &str) -> Vec<Value> {
-        let (_, path) = self.outcome.outputs.iter().find(|(output, _)| output == name).unwrap();
-        fs::read_to_string(path).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect()
-    }
-}
-
-fn tokenizer(name: &str) -> ModelTokenizer {
-    ModelTokenizer::open(&fixture(name)).unwrap()
-}
-
-fn echo_score(tokenizer: &ModelTokenizer, instruction: &str, response: &str, bias: f32) -> f32 {
-    let [first, second] = [instruction, response].map(|text| tokenizer.side(text).unwrap());
-    let ids = tokenizer.pair(&first, &second, 64).unwrap().ids;
-    bias + ids.iter().sum::<u32>() as f32 / ids.len() as f32 / VOCAB as f32
-}
+use crate::{
+    support::{Bench, echo, echo_score, tokenizer},
+    training::{examples, fine_tuning},
+};
 
 #[test]
 fn scores_follow_the_rows_and_do_not_depend_on_the_slice() {
@@ -133,6 +74,48 @@ fn scores_follow_the_rows_and_do_not_depend_on_the_slice() {
         .flat_map(|&(a, b)| bench.run(task(a, b)).unwrap().lines("scores.jsonl"))
         .collect();
     assert_eq!(parts, lines);
+
+    let Task::Score(score) = task(2, 6) else { panic!() };
+    let carried = bench.run(Task::Score(v1::ScoreTask { carry_rows: true, ..score })).unwrap();
+    for (carried, (row, line)) in carried.lines("rows.jsonl").iter().zip(rows.iter().zip(&lines).skip(2)) {
+        let mut expected = row.clone();
+        let scores: Vec<f64> =
+            line["scores"].as_array().unwrap().iter().map(|score| score.as_f64().unwrap()).collect();
+        expected["scores"] = scores.iter().map(|&score| f64::from(score as f32)).collect();
+        assert_eq!(carried, &expected, "unknown fields stay, in their order");
+    }
+}
+
+#[test]
+fn a_single_response_gets_a_score_and_a_score_that_is_no_number_fails_the_shard() {
+    let mut bench = Bench::new(echo());
+    let rows = [
+        json!({ "id": 7, "instruction": "a", "response": "fig", "weight": 0.1 }),
+        json!({ "instruction": "b", "response": "pear", "score": "to be replaced" }),
+    ];
+    let input = bench.put(&rows);
+    let task = |scorer| {
+        Task::Score(v1::ScoreTask {
+            scorer,
+            input: input.clone(),
+            row_end: 2,
+            carry_rows: true,
+            ..v1::ScoreTask::default()
+        })
+    };
+    let scorer = bench.model("roberta", 0.5);
+    let scored = bench.run(task(scorer)).unwrap().lines("rows.jsonl");
+    for (row, scored) in rows.iter().zip(&scored) {
+        let text = |field: &str| row[field].as_str().unwrap();
+        let expected = echo_score(&tokenizer("roberta"), text("instruction"), text("response"), 0.5);
+        assert!((scored["score"].as_f64().unwrap() as f32 - expected).abs() < 1e-6, "{scored}");
+        assert_eq!((&scored["id"], &scored["weight"]), (&row["id"], &row["weight"]));
+        assert!(scored.get("scores").is_none());
+    }
+    let broken = bench.model("roberta", f32::NAN);
+    let error = bench.run(task(broken)).err().unwrap();
+    assert_eq!((error.class, error.code), (FailureClass::Attempt, "not_finite"));
+    assert!(error.message.contains("not finite"), "{error}");
 }
 
 #[test]
@@ -194,72 +177,6 @@ fn generations_keep_the_row_and_have_the_seeds_shape() {
         .flat_map(|&(a, b)| bench.run(task(a, b, true)).unwrap().lines("rows.jsonl"))
         .collect();
     assert_eq!(parts, lines);
-}
-
-fn examples(count: usize) -> Vec<Value> {
-    (0..count)
-        .map(|i| json!({ "instruction": format!("fig {i}"), "response": "pear", "label": (i % 3) as f64 / 2.0 }))
-        .collect()
-}
-
-fn fine_tuning() -> v1::FineTuning {
-    v1::FineTuning {
-        learning_rate: 0.01,
-        batch_size: 2,
-        accumulate: 2,
-        train_size: 48,
-        warmup: 0.25,
-        schedule: v1::Schedule::Corrected.into(),
-        order: v1::RowOrder::Shuffled.into(),
-        seed: 11111,
-        ..v1::FineTuning::default()
-    }
-}
-
-#[test]
-fn a_run_that_broke_off_ends_as_one_that_did_not() {
-    let mut bench = Bench::new(echo());
-    let examples = bench.put(&examples(7));
-    let scorer = bench.model("bert", 0.0);
-    let task = Task::Train(v1::TrainTask {
-        scorer,
-        examples,
-        settings: Some(fine_tuning()),
-        ..v1::TrainTask::default()
-    });
-    let straight = bench.run(task.clone()).unwrap();
-    let names: Vec<&str> = straight.outcome.outputs.iter().map(|(name, _)| name.as_str()).collect();
-    assert_eq!(names, ["config.json", "model.safetensors", "tokenizer.json", "training.json"]);
-    let report = &straight.lines("training.json")[0];
-    assert_eq!(
-        (&report["updates"], &report["rows"], &report["schedule"]),
-        (&json!(12), &json!(48), &json!("corrected"))
-    );
-    let rates: Vec<f64> =
-        report["learning_rates"].as_array().unwrap().iter().map(|rate| rate.as_f64().unwrap()).collect();
-    assert_eq!((rates[0], rates[3], rates[11]), (0.0, 0.01, 0.01 * (1.0 - 8.0 / 9.0)));
-    let losses: Vec<f64> =
-        report["losses"].as_array().unwrap().iter().map(|loss| loss.as_f64().unwrap()).collect();
-    assert_eq!(losses.len(), 12);
-    assert_ne!(losses[0], losses[11]);
-
-    // A second engine on the same disk, as after a restart: its first attempt is cancelled in the middle.
-    let stopping = Arc::new(Stopping { inner: echo(), after: 21, calls: Default::default() });
-    let broken = Bench { engine: engine(bench.dir.path(), stopping), ..bench };
-    let error = broken.run(task.clone()).err().expect("stops in update 6");
-    assert!(error.cancelled(), "{error}");
-    let resumed = Bench { engine: engine(broken.dir.path(), echo()), ..broken };
-    let progress = Progress::default();
-    let again = resumed.run_with(task, &progress).unwrap();
-    assert_eq!(model_bytes(&again), model_bytes(&straight));
-    assert_eq!(again.lines("training.json"), straight.lines("training.json"));
-    assert_eq!(progress.get().0, 12);
-    assert!(fs::read_dir(resumed.dir.path().join("checkpoints")).unwrap().next().is_none(), "cleaned up");
-}
-
-fn model_bytes(done: &Done) -> Vec<u8> {
-    let (_, path) = done.outcome.outputs.iter().find(|(name, _)| name == "model.safetensors").unwrap();
-    fs::read(path).unwrap()
 }
 
 #[test]
@@ -411,64 +328,5 @@ impl Backend for Cramped {
     }
     fn load_trainer(&self, request: &LoadRequest) -> Result<Box<dyn Trainer>, Failure> {
         self.inner.load_trainer(request)
-    }
-}
-
-/// Is cancelled after so many micro-batches.
-struct Stopping {
-    inner: Arc<dyn Backend>,
-    after: u64,
-    calls: Arc<std::sync::atomic::AtomicU64>,
-}
-
-struct StoppingTrainer(Box<dyn Trainer>, u64, Arc<std::sync::atomic::AtomicU64>);
-
-impl Trainer for StoppingTrainer {
-    fn info(&self) -> ModelInfo {
-        self.0.info()
-    }
-    fn accumulate(
-        &mut self,
-        batch: RaggedTokens<'_>,
-        labels: &[f32],
-        step: u64,
-        control: &dyn Control,
-    ) -> Result<f32, Failure> {
-        if self.2.fetch_add(1, std::sync::atomic::Ordering::Relaxed) == self.1 {
-            return Err(Failure::cancelled("stopped"));
-        }
-        self.0.accumulate(batch, labels, step, control)
-    }
-    fn update(&mut self, learning_rate: f64) -> Result<f64, Failure> {
-        self.0.update(learning_rate)
-    }
-    fn score(&mut self, batch: RaggedTokens<'_>, control: &dyn Control) -> Result<Vec<f32>, Failure> {
-        self.0.score(batch, control)
-    }
-    fn save_model(&mut self, dir: &str) -> Result<(), Failure> {
-        self.0.save_model(dir)
-    }
-    fn save_checkpoint(&mut self, dir: &str) -> Result<(), Failure> {
-        assert!(Path::new(dir).is_dir());
-        self.0.save_checkpoint(dir)
-    }
-    fn load_checkpoint(&mut self, dir: &str) -> Result<(), Failure> {
-        self.0.load_checkpoint(dir)
-    }
-}
-
-impl Backend for Stopping {
-    fn describe(&self) -> Descriptor {
-        self.inner.describe()
-    }
-    fn load_scorer(&self, request: &LoadRequest) -> Result<Box<dyn Scorer>, Failure> {
-        self.inner.load_scorer(request)
-    }
-    fn load_generator(&self, request: &LoadRequest) -> Result<Box<dyn Generator>, Failure> {
-        self.inner.load_generator(request)
-    }
-    fn load_trainer(&self, request: &LoadRequest) -> Result<Box<dyn Trainer>, Failure> {
-        let trainer = self.inner.load_trainer(request)?;
-        Ok(Box::new(StoppingTrainer(trainer, self.after, Arc::clone(&self.calls))))
     }
 }

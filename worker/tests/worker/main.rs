@@ -4,6 +4,8 @@
 mod coordinator;
 mod execution;
 mod inference;
+mod registered;
 mod session;
 mod support;
 mod tokenization;
+mod training;

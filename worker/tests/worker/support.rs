@@ -16,16 +16,20 @@ use cappy_plugin_abi::{
     Backend, Control, Descriptor, Failure, Generator, LoadRequest, ModelInfo, RaggedTokens, Scorer, Trainer,
 };
 use cappy_plugin_host::Registry;
-use cappy_proto::v1;
+use cappy_proto::v1::{self, shard_task::Task};
 use cappy_worker::{
     batching::Budget,
     checkpoint::CheckpointStore,
     compute::Budgets,
     engine::{Engine, RecentNames},
+    execution::{Attempt, ExecutionError, Outcome, Progress, run},
     models::Models,
     residency::Residency,
+    tokenization::ModelTokenizer,
 };
+use serde_json::Value;
 use sha2::{Digest as _, Sha256};
+use tempfile::TempDir;
 
 /// Ids of the fixtures' tokenizers are below this.
 pub const VOCAB: u32 = 400;
@@ -94,6 +98,64 @@ impl Store {
         let source = Some(v1::model_ref::Source::Files(v1::ModelFiles { files }));
         v1::ModelRef { source, fingerprint: String::new() }
     }
+}
+
+/// An engine with the artifacts that its tasks read.
+pub struct Bench {
+    pub dir: TempDir,
+    pub store: Store,
+    pub engine: Engine,
+}
+
+pub struct Done {
+    pub outcome: Outcome,
+    _scratch: TempDir,
+}
+
+impl Bench {
+    pub fn new(backend: Arc<dyn Backend>) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let engine = engine(dir.path(), backend);
+        Self { dir, store: Store::default(), engine }
+    }
+
+    pub fn put(&mut self, rows: &[Value]) -> Vec<v1::Artifact> {
+        // In two files, so that rows are counted across them.
+        let (head, tail) = rows.split_at(rows.len() / 2);
+        [head, tail].map(|part| self.store.put(self.dir.path(), &jsonl(part))).to_vec()
+    }
+
+    pub fn model(&mut self, tokenizer: &str, bias: f32) -> Option<v1::ModelRef> {
+        Some(self.store.model(self.dir.path(), tokenizer, 64, bias))
+    }
+
+    pub fn run(&self, task: Task) -> Result<Done, ExecutionError> {
+        self.run_with(task, &Progress::default())
+    }
+
+    pub fn run_with(&self, task: Task, progress: &Progress) -> Result<Done, ExecutionError> {
+        let scratch = tempfile::tempdir_in(self.dir.path()).unwrap();
+        let attempt = Attempt { inputs: &self.store.files, scratch: scratch.path(), progress };
+        let task = v1::ShardTask { task: Some(task), backend: String::new(), dtype: "auto".into() };
+        Ok(Done { outcome: run(&self.engine, &task, &attempt)?, _scratch: scratch })
+    }
+}
+
+impl Done {
+    pub fn lines(&self, name: &str) -> Vec<Value> {
+        let (_, path) = self.outcome.outputs.iter().find(|(output, _)| output == name).unwrap();
+        fs::read_to_string(path).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
+}
+
+pub fn tokenizer(name: &str) -> ModelTokenizer {
+    ModelTokenizer::open(&fixture(name)).unwrap()
+}
+
+pub fn echo_score(tokenizer: &ModelTokenizer, instruction: &str, response: &str, bias: f32) -> f32 {
+    let [first, second] = [instruction, response].map(|text| tokenizer.side(text).unwrap());
+    let ids = tokenizer.pair(&first, &second, 64).unwrap().ids;
+    bias + ids.iter().sum::<u32>() as f32 / ids.len() as f32 / VOCAB as f32
 }
 
 pub fn jsonl(rows: &[serde_json::Value]) -> Vec<u8> {

@@ -5,7 +5,12 @@
 
 mod accuracy;
 pub mod published;
+mod python;
+mod renderer;
 mod row;
+mod template;
 
 pub use accuracy::{Accuracy, AccuracyError, AccuracyReport, DatasetAccuracy, TemplateAccuracy};
+pub use renderer::{CompiledTemplate, DrawKey, RenderError, Rendered, TEXT_VAR_LENGTH, Variant};
 pub use row::PromptRow;
+pub use template::{SkippedTemplate, Template, TemplateFile, TemplateFileError};

@@ -5,9 +5,11 @@
 
 mod ids;
 mod limits;
+mod timeout;
 
 pub use ids::{IdError, JobId, LeaseId, ShardId, WorkerId};
 pub use limits::{MAX_MESSAGE_BYTES, UPLOAD_CHUNK_BYTES};
+pub use timeout::timeout;
 
 /// Version of the worker protocol. A coordinator refuses a worker with another one, naming both.
 pub const PROTOCOL_VERSION: u32 = 1;

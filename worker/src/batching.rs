@@ -37,6 +37,16 @@ pub fn pack(lengths: &[usize], budget: Budget) -> Vec<Vec<usize>> {
     batches
 }
 
+/// How many of the first `rows` go into one batch: as many as fit, and at least one.
+pub fn fitting(rows: &[usize], lengths: &[usize], budget: Budget) -> usize {
+    let mut tokens = 0;
+    let fit = rows.iter().take(budget.rows).take_while(|&&row| {
+        tokens += lengths[row];
+        tokens <= budget.tokens
+    });
+    fit.count().max(1).min(rows.len())
+}
+
 /// The distinct items in order of first appearance, and for each item the index of its representative.
 pub fn distinct<T: Hash + Eq>(items: impl IntoIterator<Item = T>) -> (Vec<T>, Vec<usize>) {
     let mut indices: HashMap<T, usize> = HashMap::new();
@@ -96,6 +106,20 @@ mod tests {
                 let head: usize = pair[0].iter().map(|&row| lengths[row]).sum();
                 prop_assert!(head + lengths[pair[1][0]] > tokens || pair[0].len() == rows);
             }
+        }
+
+        #[test]
+        fn pieces_of_a_batch_are_as_large_as_they_may_be(
+            lengths in prop::collection::vec(1usize..600, 1..60),
+            tokens in 1usize..4000,
+            rows in 1usize..40,
+        ) {
+            let all: Vec<usize> = (0..lengths.len()).collect();
+            let budget = Budget { tokens, rows };
+            let taken = fitting(&all, &lengths, budget);
+            let total = |count: usize| lengths[..count].iter().sum::<usize>();
+            prop_assert!(taken == 1 || (total(taken) <= tokens && taken <= rows));
+            prop_assert!(taken == all.len() || taken == rows || total(taken + 1) > tokens);
         }
 
         #[test]

@@ -13,14 +13,17 @@ pub const DEFAULT_SLOTS: u32 = 2;
 /// Bytes of artifacts kept on disk.
 pub const DEFAULT_CACHE_BYTES: u64 = 20 * 1024 * 1024 * 1024;
 
-/// Online calls that wait for each model.
+/// Online calls that wait for each model, or are computed by it.
 pub const DEFAULT_QUEUE: usize = 128;
+
+/// How long an interactive call may wait behind bulk work of its model, beyond a single row of that.
+pub const DEFAULT_INTERACTIVE_WAIT: Duration = Duration::from_millis(20);
 
 /// Between two checkpoints of a training run.
 pub const DEFAULT_CHECKPOINT_INTERVAL: Duration = Duration::from_secs(120);
 
 /// Share of the machine's memory for weights and training runs, in percent.
-const MEMORY_SHARE_PERCENT: u64 = 75;
+pub const DEFAULT_MEMORY_PERCENT: u64 = 75;
 
 /// Where the machine does not say how much memory it has.
 const FALLBACK_MEMORY_BYTES: u64 = 8 * 1024 * 1024 * 1024;
@@ -57,8 +60,10 @@ pub struct Config {
     pub cache_bytes: u64,
     /// Of weights in memory, and of training runs.
     pub memory_bytes: u64,
-    /// Online calls that wait for each model.
+    /// Online calls that wait for each model, or are computed by it; more are turned away.
     pub queue: usize,
+    /// How long an interactive call may wait behind bulk work of its model, beyond a single row of that.
+    pub interactive_wait: Duration,
     /// Between two checkpoints of a training run.
     pub checkpoint_interval: Duration,
     /// Sizes of batches.
@@ -80,13 +85,39 @@ impl Config {
             inference_listen: None,
             cache_dir,
             cache_bytes: DEFAULT_CACHE_BYTES,
-            memory_bytes: machine_memory() / 100 * MEMORY_SHARE_PERCENT,
+            memory_bytes: machine_memory() / 100 * DEFAULT_MEMORY_PERCENT,
             queue: DEFAULT_QUEUE,
+            interactive_wait: DEFAULT_INTERACTIVE_WAIT,
             checkpoint_interval: DEFAULT_CHECKPOINT_INTERVAL,
             budgets: Budgets::default(),
             hub,
         }
     }
+}
+
+/// A memory budget as a person writes it: `12GiB`, `800MB`, `50%` of the machine's memory, or bytes.
+///
+/// # Errors
+/// Says what is expected.
+pub fn parse_memory(text: &str) -> Result<u64, String> {
+    let wrong = || format!("`{text}` is no amount of memory: give bytes, or such as 12GiB, 800MB or 50%");
+    let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
+    let number: f64 = digits.trim().parse().map_err(|_| wrong())?;
+    let unit = match text[digits.len()..].trim() {
+        "" | "B" => 1.0,
+        "K" | "KiB" => 1024.0,
+        "M" | "MiB" => 1024.0 * 1024.0,
+        "G" | "GiB" => 1024.0 * 1024.0 * 1024.0,
+        "T" | "TiB" => 1024.0 * 1024.0 * 1024.0 * 1024.0,
+        "KB" => 1e3,
+        "MB" => 1e6,
+        "GB" => 1e9,
+        "TB" => 1e12,
+        "%" if number <= 100.0 => machine_memory() as f64 / 100.0,
+        _ => return Err(wrong()),
+    };
+    let bytes = number * unit;
+    if (1.0..=u64::MAX as f64).contains(&bytes) { Ok(bytes as u64) } else { Err(wrong()) }
 }
 
 /// The machine's name, as far as it has one.
@@ -113,5 +144,27 @@ pub fn machine_memory() -> u64 {
         (Some(total), Some(group)) => total.min(group),
         (Some(bytes), None) | (None, Some(bytes)) => bytes,
         (None, None) => FALLBACK_MEMORY_BYTES,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn amounts_of_memory_are_read_as_people_write_them() {
+        let gib = 1_u64 << 30;
+        for (text, bytes) in [
+            ("12GiB", 12 * gib),
+            ("1.5 G", gib * 3 / 2),
+            ("800MB", 800_000_000),
+            ("4096", 4096),
+            ("100%", machine_memory()),
+        ] {
+            assert_eq!(parse_memory(text), Ok(bytes), "{text}");
+        }
+        for text in ["", "much", "-1GiB", "0", "120%", "3 stones", "%"] {
+            assert!(parse_memory(text).unwrap_err().contains("no amount of memory"), "{text}");
+        }
     }
 }

@@ -3,7 +3,7 @@
 //! [`start`] (`service.rs`) opens the backends, takes a directory of its own below the cache directory, and runs two
 //! things side by side. The [`session`] with the coordinator receives leases; for each, [`artifacts`] fetches the
 //! inputs, [`execution`] runs the task on a blocking thread, [`artifacts`] uploads the outputs, and the session
-//! completes the shard. The [`inference`] service queues online calls for each model.
+//! completes the shard. The [`inference`] service puts online calls in line for each model.
 //!
 //! Both end in [`compute`], where texts become numbers: [`tokenization`] encodes rows as transformers does,
 //! [`batching`] packs them by token budget, and the backend is called through [`residency`], which keeps loaded models
@@ -21,6 +21,7 @@ pub mod engine;
 pub mod execution;
 pub mod inference;
 pub mod models;
+pub mod pace;
 pub mod registered;
 pub mod residency;
 mod service;
@@ -30,7 +31,7 @@ pub mod supervisor;
 pub mod tokenization;
 
 pub use config::{
-    Backends, Config, DEFAULT_CACHE_BYTES, DEFAULT_CHECKPOINT_INTERVAL, DEFAULT_QUEUE, DEFAULT_SLOTS,
-    host_name, machine_memory,
+    Backends, Config, DEFAULT_CACHE_BYTES, DEFAULT_CHECKPOINT_INTERVAL, DEFAULT_INTERACTIVE_WAIT,
+    DEFAULT_QUEUE, DEFAULT_SLOTS, host_name, machine_memory, parse_memory,
 };
 pub use service::{Handle, StartError, start};

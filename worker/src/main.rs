@@ -12,8 +12,8 @@ use cappy_hub::HubSettings;
 use cappy_plugin_host::{Registry, State};
 use cappy_process::{directories, exit::Code, logging, settings, shutdown};
 use cappy_worker::{
-    Backends, Config, DEFAULT_CACHE_BYTES, DEFAULT_CHECKPOINT_INTERVAL, DEFAULT_QUEUE, DEFAULT_SLOTS,
-    StartError, host_name,
+    Backends, Config, DEFAULT_CACHE_BYTES, DEFAULT_CHECKPOINT_INTERVAL, DEFAULT_INTERACTIVE_WAIT,
+    DEFAULT_QUEUE, DEFAULT_SLOTS, StartError, host_name, parse_memory,
     supervisor::{self, Ended},
 };
 use clap::{Args, Parser, Subcommand};
@@ -89,15 +89,18 @@ struct WorkerArgs {
     /// Bytes of artifacts kept on disk
     #[arg(long, env = "CAPPY_CACHE_BYTES", default_value_t = DEFAULT_CACHE_BYTES)]
     cache_bytes: u64,
-    /// Bytes of memory for weights and training runs, for each device [default: 75% of the machine's]
-    #[arg(long, env = "CAPPY_MEMORY_BYTES")]
-    memory_bytes: Option<u64>,
-    /// Online calls that wait for each model; more are shed
+    /// Memory for weights and training runs, for each device: bytes, or such as 12GiB or 50% [default: 75%]
+    #[arg(long, env = "CAPPY_MEMORY_BUDGET", value_name = "AMOUNT", value_parser = parse_memory)]
+    memory_budget: Option<u64>,
+    /// Online calls that wait for each model, or are computed by it; more are turned away
     #[arg(long, env = "CAPPY_QUEUE", default_value_t = DEFAULT_QUEUE)]
     queue: usize,
     /// Seconds between two checkpoints of a training run; 0: after every update
     #[arg(long, env = "CAPPY_CHECKPOINT_INTERVAL", value_name = "SECONDS", default_value_t = DEFAULT_CHECKPOINT_INTERVAL.as_secs())]
     checkpoint_interval: u64,
+    /// Milliseconds that an online call may wait behind bulk work of its model, beyond a single row of that
+    #[arg(long, env = "CAPPY_INTERACTIVE_WAIT", value_name = "MS", default_value_t = DEFAULT_INTERACTIVE_WAIT.as_millis() as u64)]
+    interactive_wait: u64,
     /// Name of this worker in lists [default: the host's]
     #[arg(long, env = "CAPPY_WORKER_NAME")]
     name: Option<String>,
@@ -208,8 +211,9 @@ fn child_command(program: &Path, worker: &WorkerArgs, device: &str, index: usize
     if let Some(dir) = &worker.cache_dir {
         command.arg("--cache-dir").arg(dir);
     }
-    if let Some(bytes) = worker.memory_bytes {
-        command.args(["--memory-bytes", &bytes.to_string()]);
+    command.args(["--interactive-wait", &worker.interactive_wait.to_string()]);
+    if let Some(bytes) = worker.memory_budget {
+        command.args(["--memory-budget", &bytes.to_string()]);
     }
     if let Some(config) = &worker.config {
         command.arg("--config").arg(config);
@@ -266,7 +270,8 @@ async fn run_device(worker: WorkerArgs, device: String, leashed: bool) -> anyhow
     config.cache_bytes = worker.cache_bytes;
     config.queue = worker.queue;
     config.checkpoint_interval = Duration::from_secs(worker.checkpoint_interval);
-    if let Some(bytes) = worker.memory_bytes {
+    config.interactive_wait = Duration::from_millis(worker.interactive_wait);
+    if let Some(bytes) = worker.memory_budget {
         config.memory_bytes = bytes;
     }
     if let Some(name) = worker.name {

@@ -10,15 +10,18 @@ use std::{
         Arc, Condvar, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use cappy_plugin_abi::{Control, Failure, Generator, ModelInfo, Scorer};
 
-use crate::tokenization::ModelTokenizer;
+use crate::{execution::ExecutionError, pace::Pace, tokenization::ModelTokenizer};
 
-/// How often a waiting reservation looks whether it was cancelled.
-const WAIT_POLL: Duration = Duration::from_millis(200);
+/// How often whoever waits for memory looks again: a model falls idle without a word.
+const WAIT_POLL: Duration = Duration::from_millis(50);
+
+/// How long a load waits for models in use to fall idle.
+const ROOM_PATIENCE: Duration = Duration::from_secs(5);
 
 /// What a model does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -52,6 +55,8 @@ pub struct Resident<M: ?Sized> {
     pub backend: String,
     /// Its tokenizer.
     pub tokenizer: ModelTokenizer,
+    /// How fast it is.
+    pub pace: Pace,
     // First come, first served: a stream of batches must not starve a single request.
     model: tokio::sync::Mutex<Box<M>>,
 }
@@ -65,7 +70,14 @@ impl<M: ?Sized> Resident<M> {
         tokenizer: ModelTokenizer,
         model: Box<M>,
     ) -> Self {
-        Self { fingerprint, info, backend, tokenizer, model: tokio::sync::Mutex::new(model) }
+        Self {
+            fingerprint,
+            info,
+            backend,
+            tokenizer,
+            pace: Pace::default(),
+            model: tokio::sync::Mutex::new(model),
+        }
     }
 
     /// Uses the model, alone, after those who asked before. Blocks: not for async code.
@@ -103,9 +115,25 @@ impl Loaded {
 /// The models in memory.
 pub struct Residency {
     budget_bytes: u64,
+    /// How long a load waits for models in use to fall idle.
+    patience: Duration,
     clock: AtomicU64,
     table: Mutex<Table>,
     freed: Condvar,
+}
+
+/// Models in use leave too little of the memory budget for another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "the model needs {needed} MiB, models in use leave {free} MiB of the memory budget of {budget} MiB: try again, or give \
+     the worker a larger --memory-budget"
+)]
+pub struct NoRoom {
+    needed: u64,
+    free: u64,
+    budget: u64,
+    /// Nothing that others do makes room for it.
+    pub never: bool,
 }
 
 #[derive(Default)]
@@ -119,19 +147,28 @@ struct Entry {
     // Held while loading: whoever comes in the meantime waits for the result.
     cell: Arc<Mutex<Option<Loaded>>>,
     used: u64,
+    /// Estimated while loading, then as the backend says.
+    bytes: u64,
 }
 
 impl Residency {
     /// Nothing in memory yet. `budget_bytes`: of weights, and of reservations.
     pub fn new(budget_bytes: u64) -> Self {
-        Self { budget_bytes, clock: AtomicU64::new(0), table: Mutex::default(), freed: Condvar::new() }
+        Self {
+            budget_bytes,
+            patience: ROOM_PATIENCE,
+            clock: AtomicU64::new(0),
+            table: Mutex::default(),
+            freed: Condvar::new(),
+        }
     }
 
-    /// The model of `key`, loaded by `load` if it is not in memory; `estimate_bytes` of weights are made room for.
+    /// The model of `key`, loaded by `load` if it is not in memory. `estimate_bytes` of weights are made room for:
+    /// idle models leave; models in use stay, and are waited for a while.
     ///
     /// # Errors
-    /// That of `load`; the next caller tries again.
-    pub fn get_or_load<E>(
+    /// [`NoRoom`], or that of `load`; the next caller tries again.
+    pub fn get_or_load<E: From<NoRoom>>(
         &self,
         key: &ModelKey,
         estimate_bytes: u64,
@@ -140,8 +177,11 @@ impl Residency {
         let now = self.clock.fetch_add(1, Ordering::Relaxed);
         let cell = {
             let mut table = self.table();
-            let entry =
-                table.entries.entry(key.clone()).or_insert_with(|| Entry { cell: Arc::default(), used: now });
+            let entry = table.entries.entry(key.clone()).or_insert_with(|| Entry {
+                cell: Arc::default(),
+                used: now,
+                bytes: 0,
+            });
             entry.used = now;
             Arc::clone(&entry.cell)
         };
@@ -149,21 +189,44 @@ impl Residency {
         if let Some(model) = &*loaded {
             return Ok(model.clone());
         }
-        let over = self.table().make_room(self.budget_bytes, estimate_bytes);
-        if over > 0 {
-            tracing::warn!(bytes = over, "models in use leave too little memory for another");
-        }
-        match load() {
+        let result = self.claim(key, estimate_bytes).map_err(E::from).and_then(|()| load());
+        match result {
             Ok(model) => {
                 *loaded = Some(model.clone());
+                self.table().set_bytes(key, model.bytes());
                 Ok(model)
             }
             Err(error) => {
                 drop(loaded);
                 drop(cell);
                 self.table().forget_empty(key);
+                self.freed.notify_all();
                 Err(error)
             }
+        }
+    }
+
+    /// Counts `bytes` for a model that is about to be loaded, once they fit.
+    fn claim(&self, key: &ModelKey, bytes: u64) -> Result<(), NoRoom> {
+        let give_up = Instant::now() + self.patience;
+        let mut table = self.table();
+        loop {
+            let over = table.make_room(self.budget_bytes, bytes);
+            if over == 0 {
+                table.set_bytes(key, bytes);
+                return Ok(());
+            }
+            let never = bytes > self.budget_bytes;
+            if never || Instant::now() >= give_up {
+                const MIB: u64 = 1 << 20;
+                return Err(NoRoom {
+                    needed: bytes.div_ceil(MIB),
+                    free: (bytes - over.min(bytes)) / MIB,
+                    budget: self.budget_bytes / MIB,
+                    never,
+                });
+            }
+            table = self.freed.wait_timeout(table, WAIT_POLL).unwrap_or_else(PoisonError::into_inner).0;
         }
     }
 
@@ -225,7 +288,8 @@ impl Table {
     /// Evicts idle models, the one used longest ago first, until `bytes` more fit; returns what is still missing.
     fn make_room(&mut self, budget: u64, bytes: u64) -> u64 {
         loop {
-            let over = (self.resident_bytes() + self.reserved_bytes + bytes).saturating_sub(budget);
+            let resident: u64 = self.entries.values().map(|entry| entry.bytes).sum();
+            let over = (resident + self.reserved_bytes + bytes).saturating_sub(budget);
             if over == 0 {
                 return 0;
             }
@@ -244,19 +308,27 @@ impl Table {
         }
     }
 
-    fn resident_bytes(&self) -> u64 {
-        self.entries
-            .values()
-            .filter_map(|entry| entry.cell.try_lock().ok()?.as_ref().map(Loaded::bytes))
-            .sum()
+    fn set_bytes(&mut self, key: &ModelKey, bytes: u64) {
+        if let Some(entry) = self.entries.get_mut(key) {
+            entry.bytes = bytes;
+        }
     }
 
     fn forget_empty(&mut self, key: &ModelKey) {
-        if self.entries.get(key).is_some_and(|entry| {
-            Arc::strong_count(&entry.cell) == 1 && entry.cell.try_lock().is_ok_and(|cell| cell.is_none())
-        }) {
+        let Some(entry) = self.entries.get_mut(key) else { return };
+        entry.bytes = 0;
+        if Arc::strong_count(&entry.cell) == 1 && entry.cell.try_lock().is_ok_and(|cell| cell.is_none()) {
             self.entries.remove(key);
         }
+    }
+}
+
+impl From<NoRoom> for ExecutionError {
+    fn from(error: NoRoom) -> Self {
+        if error.never {
+            return Self::permanent("does_not_fit", error.to_string());
+        }
+        Self::infrastructure("out_of_memory", error.to_string())
     }
 }
 
@@ -297,6 +369,18 @@ mod tests {
         Loaded::Scorer(Arc::new(Resident::new("f".into(), "b".into(), info, tokenizer, Box::new(Silent))))
     }
 
+    #[derive(Debug)]
+    enum LoadError {
+        NoRoom(NoRoom),
+        Damaged,
+    }
+
+    impl From<NoRoom> for LoadError {
+        fn from(error: NoRoom) -> Self {
+            Self::NoRoom(error)
+        }
+    }
+
     fn key(name: &str) -> ModelKey {
         let [fingerprint, backend, dtype] = [name, "echo", "auto"].map(str::to_owned);
         ModelKey { fingerprint, role: Role::Scorer, backend, dtype }
@@ -306,7 +390,7 @@ mod tests {
     fn the_idle_model_used_longest_ago_makes_room() {
         let residency = Residency::new(100);
         let load =
-            |name: &str| residency.get_or_load(&key(name), 40, || Ok::<_, Failure>(model(40))).unwrap();
+            |name: &str| residency.get_or_load(&key(name), 40, || Ok::<_, LoadError>(model(40))).unwrap();
         let held = load("a");
         drop(load("b"));
         drop(load("c"));
@@ -323,6 +407,35 @@ mod tests {
     }
 
     #[test]
+    fn a_model_that_does_not_fit_waits_for_those_in_use_and_evicts_none_of_them() {
+        let residency = Residency::new(100);
+        let load =
+            |name: &str, bytes| residency.get_or_load(&key(name), bytes, || Ok::<_, LoadError>(model(bytes)));
+        let held = load("a", 60).unwrap();
+        let never = load("huge", 101);
+        assert!(matches!(never, Err(LoadError::NoRoom(NoRoom { never: true, .. }))));
+        // While `a` is in use `b` waits; once it is let go of, it leaves.
+        std::thread::scope(|scope| {
+            let waiting = scope.spawn(|| load("b", 60).map(drop));
+            while !residency.table().entries.contains_key(&key("b")) {
+                std::thread::yield_now();
+            }
+            assert_eq!(residency.fingerprints(), ["a"], "in use");
+            drop(held);
+            waiting.join().unwrap().unwrap();
+        });
+        assert_eq!(residency.fingerprints(), ["b"]);
+        // What is being loaded counts already.
+        let residency = Residency { patience: Duration::ZERO, ..Residency::new(100) };
+        let inner = residency.get_or_load(&key("c"), 40, || {
+            let other = residency.get_or_load(&key("d"), 90, || Ok::<_, LoadError>(model(90)));
+            assert!(matches!(other, Err(LoadError::NoRoom(NoRoom { never: false, free: 0, .. }))));
+            Ok::<_, LoadError>(model(40))
+        });
+        assert!(inner.is_ok());
+    }
+
+    #[test]
     fn many_who_ask_at_once_share_one_load() {
         let residency = Residency::new(100);
         let loads = AtomicU64::new(0);
@@ -333,13 +446,13 @@ mod tests {
                     start.wait();
                     residency.get_or_load(&key("a"), 1, || {
                         loads.fetch_add(1, Ordering::Relaxed);
-                        Ok::<_, Failure>(model(1))
+                        Ok::<_, LoadError>(model(1))
                     })
                 });
             }
         });
         assert_eq!(loads.into_inner(), 1);
-        let failed = residency.get_or_load(&key("bad"), 1, || Err(Failure::bad_model("damaged")));
-        assert!(failed.is_err() && residency.fingerprints() == ["a"]);
+        let failed = residency.get_or_load(&key("bad"), 1, || Err(LoadError::Damaged));
+        assert!(matches!(failed, Err(LoadError::Damaged)) && residency.fingerprints() == ["a"]);
     }
 }

@@ -19,7 +19,7 @@ use crate::{
     checkpoint::CheckpointStore,
     config::{Backends, Config, machine_memory},
     engine::{Engine, RecentNames},
-    inference::{self, ServeError},
+    inference::{self, Rules, ServeError},
     models::Models,
     registered::Registered,
     residency::Residency,
@@ -139,7 +139,8 @@ pub async fn start(config: Config, stop: CancellationToken) -> Result<Handle, St
     let drain = CancellationToken::new();
     let stop_serving = CancellationToken::new();
     let serving = listening.map(|listening| {
-        tokio::spawn(listening.serve(Arc::clone(&engine), config.queue, stop_serving.clone()))
+        let rules = Rules { calls: config.queue, interactive_wait: config.interactive_wait };
+        tokio::spawn(listening.serve(Arc::clone(&engine), rules, stop_serving.clone()))
     });
 
     let session = config.coordinator.map(|coordinator| {

@@ -1,6 +1,8 @@
 //! The seed's settings: what a run uses when nothing else is said. Source: the method's reference scripts.
 
-use cappy_proto::v1::{BeamSearch, Decoding, GenerationSettings, MinLengthRule, Sampling, decoding::Method};
+use cappy_proto::v1::{
+    BeamSearch, Decoding, Endpoint, GenerationSettings, MinLengthRule, Sampling, decoding::Method,
+};
 
 /// Randomness key of a run.
 pub const SEED: u64 = 11111;
@@ -33,6 +35,9 @@ pub const DROPOUT: f64 = 0.1;
 
 /// The seed's five decodings, in its order.
 pub const DECODINGS: [&str; 5] = ["beam4", "sampling", "temp0.9", "topk40", "topp0.95"];
+
+/// What an endpoint is asked for unless told otherwise: its protocol has no beam search and no top-k.
+pub const ENDPOINT_DECODINGS: [&str; 3] = ["sampling", "temp0.9", "topp0.95"];
 
 /// What a decoding's name means: `beamN`, `sampling`, `tempT`, `topkK`, `toppP`.
 ///
@@ -81,9 +86,10 @@ pub struct GenerationFlags {
     /// Samples of each sampling decoding
     #[arg(long, default_value_t = NUM_SAMPLES, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
     num_samples: u32,
-    /// Cut of the sampling decodings that do not name their own; 0 for none (the seed's library uses 50)
-    #[arg(long, default_value_t = TOP_K, value_name = "K")]
-    top_k: u32,
+    /// Cut of the sampling decodings that do not name their own; 0 for none [default: 50, as the seed's library has;
+    /// none at an endpoint]
+    #[arg(long, value_name = "K")]
+    top_k: Option<u32>,
     /// When the end token becomes legal: as PyTorch's `generate` has it, or one token later as Flax's
     #[arg(long, value_enum, default_value_t = RuleName::Pytorch, value_name = "RULE")]
     min_length_rule: RuleName,
@@ -104,20 +110,45 @@ impl GenerationFlags {
     /// # Errors
     /// A line that names the decoding that is none, or is given twice.
     pub fn settings(&self, seed: u64) -> Result<GenerationSettings, String> {
+        self.build(seed, &DECODINGS, TOP_K)
+    }
+
+    /// As the wire has it, for a generator that is behind an endpoint where there is one.
+    ///
+    /// # Errors
+    /// As [`Self::settings`], and for a decoding that endpoints do not have.
+    pub fn settings_for(&self, seed: u64, endpoint: Option<&Endpoint>) -> Result<GenerationSettings, String> {
+        if endpoint.is_none() {
+            return self.settings(seed);
+        }
+        let settings = self.build(seed, &ENDPOINT_DECODINGS, 0)?;
+        let beam = |decoding: &&Decoding| matches!(decoding.method, Some(Method::Beam(_)));
+        match settings.decodings.iter().find(beam) {
+            Some(beam) => Err(format!(
+                "--decoding: `{}` is not available at an endpoint, whose protocol has no beam search; use {}",
+                beam.name,
+                ENDPOINT_DECODINGS.join(", ")
+            )),
+            None => Ok(settings),
+        }
+    }
+
+    fn build(&self, seed: u64, defaults: &[&'static str], top_k: u32) -> Result<GenerationSettings, String> {
         let rule = match self.min_length_rule {
             RuleName::Pytorch => MinLengthRule::Pytorch,
             RuleName::Flax => MinLengthRule::Flax,
         };
         let names: Vec<&str> = match self.decodings.as_slice() {
-            [] => DECODINGS.to_vec(),
+            [] => defaults.to_vec(),
             some => some.iter().map(String::as_str).collect(),
         };
+        let top_k = self.top_k.unwrap_or(top_k);
         if let Some(twice) = (1..names.len()).find(|&i| names[..i].contains(&names[i])) {
             return Err(format!("--decoding: `{}` is given twice", names[twice]));
         }
         let decodings = names
             .iter()
-            .map(|name| decoding(name, self.num_samples, self.top_k, rule))
+            .map(|name| decoding(name, self.num_samples, top_k, rule))
             .collect::<Result<_, _>>()
             .map_err(|reason| format!("--decoding: {reason}"))?;
         Ok(GenerationSettings { decodings, max_source_tokens: MAX_SOURCE_TOKENS, seed })

@@ -12,6 +12,7 @@ mod arguments;
 mod cluster;
 mod commands;
 mod defaults;
+mod endpoint;
 mod failure;
 mod interrupt;
 mod line_input;

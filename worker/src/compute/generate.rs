@@ -1,15 +1,20 @@
 //! All decodings of instructions, with the likelihoods of what came out.
 
-use cappy_plugin_abi::{Control, Decoding, EncodingId, Failure, Generated, Generator, TokenRows};
+use std::time::Instant;
+
+use cappy_plugin_abi::{
+    Control, Decoding, EncodingId, Failure, Generated, Generator, TokenRows,
+    random::{fold, key_of},
+};
 use rayon::prelude::*;
 
 use super::{
-    DEFAULT_MAX_TARGET_TOKENS, DEFAULT_MAX_TOKENS, Quiet, check_cancelled,
+    DEFAULT_MAX_TARGET_TOKENS, DEFAULT_MAX_TOKENS, MIN_ROWS_PER_THREAD, Quiet, RefusedRow, check_cancelled,
     likelihood::{sum, sums, with_encoding},
-    push, refused, token_limit,
+    push, token_limit,
 };
 use crate::{
-    batching::{Budget, halving, pack},
+    batching::{Budget, fitting, halving, pack},
     residency::Resident,
     tokenization::EncodedRow,
 };
@@ -62,6 +67,25 @@ pub struct GeneratedRows {
     pub truncated: u64,
 }
 
+/// One row's answers.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct GeneratedRow {
+    /// `[decodings][samples]`.
+    pub samples: Vec<Vec<Sample>>,
+    /// Tokens that the model wrote.
+    pub tokens: u64,
+}
+
+/// Randomness keys of consecutive rows: a namespace with the index of each row, or, where rows have no place of their
+/// own, the text itself, so that a row gives the same alone and among any others.
+pub fn row_keys(namespace: &str, first_row: u64, instructions: &[String]) -> Vec<u64> {
+    if namespace.is_empty() {
+        return instructions.iter().map(|text| key_of(text)).collect();
+    }
+    let namespace = key_of(namespace);
+    (first_row..).take(instructions.len()).map(|row| fold(namespace, row)).collect()
+}
+
 /// Every decoding of every instruction: each source is encoded once. Progress counts rows.
 ///
 /// # Errors
@@ -73,19 +97,8 @@ pub fn generate(
     budget: Budget,
     control: &dyn Control,
 ) -> Result<GeneratedRows, Failure> {
-    let limit = token_limit(decodings.max_source_tokens, DEFAULT_MAX_TOKENS, generator.info.max_tokens);
-    let tokenizer = &generator.tokenizer;
-    let sources: Vec<EncodedRow> = input
-        .instructions
-        .par_iter()
-        .enumerate()
-        .map(|(i, instruction)| {
-            tokenizer
-                .side(instruction)
-                .and_then(|side| tokenizer.single(&side, limit))
-                .map_err(|error| refused(input.first_row + i as u64, error))
-        })
-        .collect::<Result<_, Failure>>()?;
+    let sources = encode_sources(generator, input.instructions, decodings.max_source_tokens)
+        .map_err(|refused| refused.failure(input.first_row))?;
     let lengths: Vec<usize> = sources.iter().map(|row| row.ids.len()).collect();
     let mut output = GeneratedRows {
         rows: vec![Vec::new(); sources.len()],
@@ -95,35 +108,80 @@ pub fn generate(
     };
     let mut done = 0;
     for batch in pack(&lengths, budget) {
-        halving(&batch, &mut |part| {
-            check_cancelled(control)?;
-            let mut rows = TokenRows::new();
-            part.iter().for_each(|&row| push(&mut rows, &sources[row]));
-            let keys: Vec<u64> = part.iter().map(|&row| input.row_keys[row]).collect();
-            let (written, samples) = generator.with(|model| {
-                with_encoding(model, rows.view(), control, |model, encoding| {
-                    let generated = model.generate(
-                        encoding,
-                        &decodings.settings,
-                        decodings.seed,
-                        &keys,
-                        &Quiet(control),
-                    )?;
-                    let call = Call { generator, decodings, rows: part.len(), control };
-                    let samples = call.finish(model, encoding, &generated, input.log_likelihood)?;
-                    Ok((generated.tokens.len() as u64, samples))
-                })
+        let mut rest = batch.as_slice();
+        while !rest.is_empty() {
+            let (piece, tail) = rest.split_at(fitting(rest, &lengths, generator.pace.bulk(budget)));
+            rest = tail;
+            halving(piece, &mut |part| {
+                let rows = part.iter().map(|&row| (&sources[row], input.row_keys[row]));
+                let found = generate_batch(generator, rows, decodings, input.log_likelihood, control)?;
+                for (&row, found) in part.iter().zip(found) {
+                    output.output_tokens += found.tokens;
+                    output.rows[row] = found.samples;
+                }
+                done += part.len() as u64;
+                control.progress(done, sources.len() as u64);
+                Ok(())
             })?;
-            output.output_tokens += written;
-            for (&row, samples) in part.iter().zip(samples) {
-                output.rows[row] = samples;
-            }
-            done += part.len() as u64;
-            control.progress(done, sources.len() as u64);
-            Ok(())
-        })?;
+        }
     }
     Ok(output)
+}
+
+/// Token ids of every source.
+///
+/// # Errors
+/// Names the row that cannot be tokenized.
+pub fn encode_sources(
+    generator: &Resident<dyn Generator>,
+    instructions: &[String],
+    max_source_tokens: u32,
+) -> Result<Vec<EncodedRow>, RefusedRow> {
+    let limit = token_limit(max_source_tokens, DEFAULT_MAX_TOKENS, generator.info.max_tokens);
+    let tokenizer = &generator.tokenizer;
+    instructions
+        .par_iter()
+        .with_min_len(MIN_ROWS_PER_THREAD)
+        .enumerate()
+        .map(|(row, instruction)| {
+            tokenizer
+                .side(instruction)
+                .and_then(|side| tokenizer.single(&side, limit))
+                .map_err(|error| RefusedRow { row, error })
+        })
+        .collect()
+}
+
+/// All decodings of sources, each with its randomness key, in one encoding.
+///
+/// # Errors
+/// The backend's failure; `NotFinite` when a likelihood is not a number.
+pub fn generate_batch<'a>(
+    generator: &Resident<dyn Generator>,
+    rows: impl Iterator<Item = (&'a EncodedRow, u64)>,
+    decodings: &Decodings,
+    log_likelihood: bool,
+    control: &dyn Control,
+) -> Result<Vec<GeneratedRow>, Failure> {
+    check_cancelled(control)?;
+    let mut sources = TokenRows::new();
+    let keys: Vec<u64> = rows
+        .map(|(source, key)| {
+            push(&mut sources, source);
+            key
+        })
+        .collect();
+    generator.with(|model| {
+        let started = Instant::now();
+        let rows = with_encoding(model, sources.view(), control, |model, encoding| {
+            let generated =
+                model.generate(encoding, &decodings.settings, decodings.seed, &keys, &Quiet(control))?;
+            let call = Call { generator, decodings, rows: keys.len(), control };
+            call.finish(model, encoding, &generated, log_likelihood)
+        })?;
+        generator.pace.observe(sources.tokens.len(), started.elapsed());
+        Ok(rows)
+    })
 }
 
 /// One batch after its tokens are there.
@@ -135,14 +193,14 @@ struct Call<'a> {
 }
 
 impl Call<'_> {
-    /// Texts and likelihoods of the generated sequences, `[rows][decodings][samples]`.
+    /// Texts and likelihoods of the generated sequences.
     fn finish(
         &self,
         model: &mut dyn Generator,
         encoding: EncodingId,
         generated: &Generated,
         log_likelihood: bool,
-    ) -> Result<Vec<Vec<Vec<Sample>>>, Failure> {
+    ) -> Result<Vec<GeneratedRow>, Failure> {
         let counts: Vec<usize> =
             self.decodings.settings.iter().map(|decoding| decoding.num_samples as usize).collect();
         let per_row: usize = counts.iter().sum();
@@ -190,7 +248,10 @@ impl Call<'_> {
 
         let mut flat = samples.into_iter().map(|(sample, _)| sample);
         Ok((0..self.rows)
-            .map(|_| counts.iter().map(|&count| flat.by_ref().take(count).collect()).collect())
+            .map(|row| GeneratedRow {
+                samples: counts.iter().map(|&count| flat.by_ref().take(count).collect()).collect(),
+                tokens: (generated.offsets[(row + 1) * per_row] - generated.offsets[row * per_row]).into(),
+            })
             .collect())
     }
 }
@@ -211,4 +272,21 @@ fn check_shape(generated: &Generated, sequences: usize) -> Result<(), Failure> {
         tokens.len(),
         log_probs.len()
     )))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_are_keyed_by_their_place_or_by_themselves() {
+        let texts = |list: &[&str]| list.iter().map(|&text| text.to_owned()).collect::<Vec<_>>();
+        let placed = row_keys("tense/train", 3, &texts(&["a", "a", "b"]));
+        assert_eq!(placed[1..], row_keys("tense/train", 4, &texts(&["x", "y"])));
+        assert_ne!(placed[0], placed[1]);
+        assert_ne!(placed, row_keys("tense/validation", 3, &texts(&["a", "a", "b"])));
+        let own = row_keys("", 3, &texts(&["a", "a", "b"]));
+        assert_eq!((own[0], own[2]), (own[1], row_keys("", 0, &texts(&["b"]))[0]));
+        assert_ne!(own[0], own[2]);
+    }
 }

@@ -1,13 +1,16 @@
 //! Log-likelihoods of given responses.
 
+use std::time::Instant;
+
 use cappy_plugin_abi::{Control, EncodingId, Failure, Generator, RaggedTokens, TokenRows};
 use rayon::prelude::*;
 
 use super::{
-    DEFAULT_MAX_TARGET_TOKENS, DEFAULT_MAX_TOKENS, Quiet, check_cancelled, push, refused, token_limit,
+    DEFAULT_MAX_TARGET_TOKENS, DEFAULT_MAX_TOKENS, MIN_ROWS_PER_THREAD, Quiet, RefusedRow, check_cancelled,
+    push, token_limit,
 };
 use crate::{
-    batching::{Budget, distinct, halving, pack},
+    batching::{Budget, distinct, fitting, halving, pack},
     residency::Resident,
     tokenization::EncodedRow,
 };
@@ -48,21 +51,8 @@ pub fn log_likelihoods(
     budget: Budget,
     control: &dyn Control,
 ) -> Result<Likelihoods, Failure> {
-    let source_limit = token_limit(input.max_source_tokens, DEFAULT_MAX_TOKENS, generator.info.max_tokens);
-    let target_limit = token_limit(input.max_target_tokens, DEFAULT_MAX_TARGET_TOKENS, 0);
-    let tokenizer = &generator.tokenizer;
-    let encoded: Vec<(EncodedRow, EncodedRow)> = input
-        .rows
-        .par_iter()
-        .enumerate()
-        .map(|(i, (instruction, response))| {
-            let named = |error| refused(input.first_row + i as u64, error);
-            let source = tokenizer.single(&tokenizer.side(instruction).map_err(named)?, source_limit);
-            let target = tokenizer.single(&tokenizer.side(response).map_err(named)?, target_limit);
-            Ok((source.map_err(named)?, target.map_err(named)?))
-        })
-        .collect::<Result<_, Failure>>()?;
-
+    let encoded = encode_targets(generator, input.rows, input.max_source_tokens, input.max_target_tokens)
+        .map_err(|refused| refused.failure(input.first_row))?;
     let (sources, places) = distinct(encoded.iter().map(|(source, _)| source));
     let mut targets_of: Vec<Vec<usize>> = vec![Vec::new(); sources.len()];
     places.iter().enumerate().for_each(|(row, &source)| targets_of[source].push(row));
@@ -70,32 +60,20 @@ pub fn log_likelihoods(
     let mut results = vec![(0.0, 0.0); encoded.len()];
     let mut done = 0;
     for batch in pack(&lengths, budget) {
-        halving(&batch, &mut |part| {
-            check_cancelled(control)?;
-            let mut rows = TokenRows::new();
-            part.iter().for_each(|&source| push(&mut rows, sources[source]));
-            let mut targets = TokenRows::new();
-            let mut owners = Vec::new();
-            let mut asked = Vec::new();
-            for (place, &source) in (0u32..).zip(part) {
-                for &row in &targets_of[source] {
-                    push(&mut targets, &encoded[row].1);
-                    owners.push(place);
-                    asked.push(row);
-                }
-            }
-            let log_probs = generator.with(|model| {
-                with_encoding(model, rows.view(), control, |model, encoding| {
-                    model.log_likelihood(encoding, targets.view(), &owners, &Quiet(control))
-                })
+        let mut rest = batch.as_slice();
+        while !rest.is_empty() {
+            let (piece, tail) = rest.split_at(fitting(rest, &lengths, generator.pace.bulk(budget)));
+            rest = tail;
+            halving(piece, &mut |part| {
+                let asked: Vec<usize> = part.iter().flat_map(|&source| targets_of[source].clone()).collect();
+                let pairs = asked.iter().map(|&row| (&encoded[row].0, &encoded[row].1));
+                let found = likelihood_batch(generator, pairs, control)?;
+                asked.iter().zip(found).for_each(|(&row, found)| results[row] = found);
+                done += part.len() as u64;
+                control.progress(done, sources.len() as u64);
+                Ok(())
             })?;
-            for (sum, row) in sums(&targets, &log_probs)?.into_iter().zip(asked) {
-                results[row] = sum;
-            }
-            done += part.len() as u64;
-            control.progress(done, sources.len() as u64);
-            Ok(())
-        })?;
+        }
     }
     Ok(Likelihoods {
         rows: results,
@@ -104,6 +82,63 @@ pub fn log_likelihoods(
         truncated: encoded.iter().filter(|(source, target)| source.truncated || target.truncated).count()
             as u64,
     })
+}
+
+/// Token ids of every source with its target.
+///
+/// # Errors
+/// Names the row that cannot be tokenized.
+pub fn encode_targets(
+    generator: &Resident<dyn Generator>,
+    rows: &[(String, String)],
+    max_source_tokens: u32,
+    max_target_tokens: u32,
+) -> Result<Vec<(EncodedRow, EncodedRow)>, RefusedRow> {
+    let source_limit = token_limit(max_source_tokens, DEFAULT_MAX_TOKENS, generator.info.max_tokens);
+    let target_limit = token_limit(max_target_tokens, DEFAULT_MAX_TARGET_TOKENS, 0);
+    let tokenizer = &generator.tokenizer;
+    rows.par_iter()
+        .with_min_len(MIN_ROWS_PER_THREAD)
+        .enumerate()
+        .map(|(row, (instruction, response))| {
+            let refused = |error| RefusedRow { row, error };
+            let source = tokenizer.single(&tokenizer.side(instruction).map_err(refused)?, source_limit);
+            let target = tokenizer.single(&tokenizer.side(response).map_err(refused)?, target_limit);
+            Ok((source.map_err(refused)?, target.map_err(refused)?))
+        })
+        .collect()
+}
+
+/// (sum, mean) of each target after its source, in one call of the model; equal sources are encoded once.
+///
+/// # Errors
+/// The backend's failure; `NotFinite` when a likelihood is not a number.
+pub fn likelihood_batch<'a>(
+    generator: &Resident<dyn Generator>,
+    pairs: impl Iterator<Item = (&'a EncodedRow, &'a EncodedRow)>,
+    control: &dyn Control,
+) -> Result<Vec<(f64, f64)>, Failure> {
+    check_cancelled(control)?;
+    let mut targets = TokenRows::new();
+    let sources: Vec<&EncodedRow> = pairs
+        .map(|(source, target)| {
+            push(&mut targets, target);
+            source
+        })
+        .collect();
+    let (unique, places) = distinct(sources);
+    let mut rows = TokenRows::new();
+    unique.iter().for_each(|source| push(&mut rows, source));
+    let owners: Vec<u32> = places.iter().map(|&place| place as u32).collect();
+    let log_probs = generator.with(|model| {
+        let started = Instant::now();
+        let log_probs = with_encoding(model, rows.view(), control, |model, encoding| {
+            model.log_likelihood(encoding, targets.view(), &owners, &Quiet(control))
+        })?;
+        generator.pace.observe(rows.tokens.len() + targets.tokens.len(), started.elapsed());
+        Ok::<_, Failure>(log_probs)
+    })?;
+    sums(&targets, &log_probs)
 }
 
 /// Encodes, works, and forgets the encoding whatever came of the work.

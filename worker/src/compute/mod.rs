@@ -7,9 +7,12 @@ mod score;
 
 use cappy_plugin_abi::{Control, Failure, TokenRows};
 
-pub use generate::{Decodings, GeneratedRows, GenerationInput, Sample, generate};
-pub use likelihood::{LikelihoodInput, Likelihoods, log_likelihoods};
-pub use score::{ScoreInput, ScoredRows, score};
+pub use generate::{
+    Decodings, GeneratedRow, GeneratedRows, GenerationInput, Sample, encode_sources, generate,
+    generate_batch, row_keys,
+};
+pub use likelihood::{LikelihoodInput, Likelihoods, encode_targets, likelihood_batch, log_likelihoods};
+pub use score::{ScoreInput, ScoredRows, check_labels, encode_pairs, score, score_batch};
 
 use crate::{
     batching::Budget,
@@ -21,6 +24,9 @@ pub const DEFAULT_MAX_TOKENS: usize = 512;
 
 /// Tokens kept of a response whose likelihood is computed, the end token included.
 pub const DEFAULT_MAX_TARGET_TOKENS: usize = 64;
+
+/// Fewer rows are tokenized by the caller's own thread: the others may be busy with a batch.
+const MIN_ROWS_PER_THREAD: usize = 8;
 
 /// How large the batches of each kind of call are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,8 +63,20 @@ fn check_cancelled(control: &dyn Control) -> Result<(), Failure> {
     if control.cancelled() { Err(Failure::cancelled("cancelled")) } else { Ok(()) }
 }
 
-fn refused(row: u64, error: TokenizationError) -> Failure {
-    Failure::invalid_argument(format!("row {row}: {error}"))
+/// A row that cannot be tokenized.
+#[derive(Debug)]
+pub struct RefusedRow {
+    /// Its index.
+    pub row: usize,
+    /// Why.
+    pub error: TokenizationError,
+}
+
+impl RefusedRow {
+    /// As a failure that names the row, counted from the first one of the input.
+    pub fn failure(self, first_row: u64) -> Failure {
+        Failure::invalid_argument(format!("row {}: {}", first_row + self.row as u64, self.error))
+    }
 }
 
 fn push(rows: &mut TokenRows, row: &EncodedRow) {

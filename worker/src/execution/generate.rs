@@ -5,7 +5,6 @@ use std::{
     io::{BufWriter, Write as _},
 };
 
-use cappy_plugin_abi::random::{fold, key_of};
 use cappy_proto::v1;
 use serde_json::{Map, Value};
 
@@ -42,7 +41,6 @@ pub fn run(
     let mut output = BufWriter::new(File::create(&path).map_err(written)?);
     let mut reader = RowReader::new(attempt.files(&task.input)?);
     reader.skip_to(task.row_start)?;
-    let namespace = key_of(&task.row_namespace);
     let mut stats = v1::ShardStats::default();
     while stats.rows < total {
         let (first_row, mut rows) = reader.window(WINDOW_ROWS, task.row_end)?;
@@ -50,7 +48,7 @@ pub fn run(
             .zip(&rows)
             .map(|(index, row)| text(index, row, "instruction").map(str::to_owned))
             .collect::<Result<_, _>>()?;
-        let row_keys: Vec<u64> = (first_row..).take(rows.len()).map(|index| fold(namespace, index)).collect();
+        let row_keys = compute::row_keys(&task.row_namespace, first_row, &instructions);
         let window = attempt.progress.window(stats.rows, rows.len() as u64, total);
         let input = GenerationInput {
             instructions: &instructions,

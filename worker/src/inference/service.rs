@@ -1,113 +1,164 @@
 //! `InferenceService`: requests checked, answers put into messages.
 
-use std::pin::Pin;
+use std::{pin::Pin, time::Duration};
 
-use cappy_plugin_abi::random::{fold, key_of};
-use cappy_proto::v1::{self, inference_service_server::InferenceService};
-use futures::{Stream, StreamExt as _};
-use tonic::{Request, Response, Status, Streaming};
+use cappy_plugin_abi::Failure;
+use cappy_proto::{
+    timeout,
+    v1::{self, inference_service_server::InferenceService},
+};
+use futures::{Stream, StreamExt as _, TryStreamExt as _, stream};
+use tonic::{Extensions, Request, Response, Status, Streaming, metadata::MetadataMap};
 
 use super::{
-    executor::{Answer, Executors, Generation, Likelihood, Target},
+    admission,
+    calls::{Answers, Calls, Manner, Questions},
+    checks,
     status::invalid,
 };
 use crate::{
-    compute::GeneratedRows,
-    residency::Role,
+    compute::{GeneratedRow, Sample, row_keys},
     settings::{decodings, default_settings},
 };
 
 /// Requests of one stream that are worked on at the same time.
-const STREAM_DEPTH: usize = 4;
+const STREAM_DEPTH: usize = 8;
 
 /// The service.
 #[derive(Clone)]
 pub struct Inference {
-    executors: Executors,
+    calls: Calls,
+}
+
+/// What a generation gave, all rows of it.
+struct Generated {
+    /// Names of the decodings.
+    names: Vec<String>,
+    rows: Vec<GeneratedRow>,
+    usage: v1::Usage,
 }
 
 impl Inference {
-    /// Runs calls on `executors`.
-    pub fn new(executors: Executors) -> Self {
-        Self { executors }
+    /// Answers with `calls`.
+    pub fn new(calls: Calls) -> Self {
+        Self { calls }
     }
 
-    async fn score_one(&self, request: v1::ScoreRequest) -> Result<v1::ScoreResponse, Status> {
-        let target = target("model", request.model, Role::Scorer, request.backend, request.dtype)?;
+    async fn score_rows(
+        &self,
+        request: v1::ScoreRequest,
+        manner: Manner,
+    ) -> Result<v1::ScoreResponse, Status> {
+        let named = checks::named("model", &request.model, &request.backend, &request.dtype)?;
+        checks::score_rows(&request.rows, true)?;
         let rows = request.rows.into_iter().map(|row| (row.instruction, row.responses)).collect();
-        let answer = self.executors.score(target, rows).await?;
-        let mut usage = usage(&answer);
-        usage.input_tokens = answer.result.tokens;
-        usage.truncated_rows = answer.result.truncated;
-        let rows = answer.result.scores.into_iter().map(|scores| v1::ScoredRow { scores }).collect();
+        let (scores, usage) = self.calls.score(named, rows, manner).await?;
+        let rows = scores.into_iter().map(|scores| v1::ScoredRow { scores }).collect();
         Ok(v1::ScoreResponse { rows, usage: Some(usage) })
     }
 
-    async fn generate_rows(
+    /// Names of the decodings, and the rows to come.
+    async fn answers(
         &self,
         request: v1::GenerateRequest,
-    ) -> Result<(Vec<String>, Answer<GeneratedRows>), Status> {
-        let target = target("model", request.model, Role::Generator, request.backend, request.dtype)?;
+        manner: Manner,
+    ) -> Result<(Vec<String>, Answers), Status> {
+        if request.endpoint.is_some() {
+            return Err(Status::unimplemented("this worker does not ask endpoints"));
+        }
+        let named = checks::named("model", &request.model, &request.backend, &request.dtype)?;
+        checks::instructions(&request.instructions)?;
         let settings = request.settings.unwrap_or_else(default_settings);
-        let decodings = decodings(&settings).map_err(|failure| invalid("settings", failure.message))?;
-        let namespace = key_of(&request.row_namespace);
-        let rows = request.instructions.len();
+        let wrong = |failure: Failure| invalid("settings", failure.message);
+        let decodings = decodings(&settings).map_err(wrong)?;
         let names = decodings.names.clone();
-        let input = Generation {
-            row_keys: (request.first_row..).take(rows).map(|row| fold(namespace, row)).collect(),
+        let questions = Questions {
+            row_keys: row_keys(&request.row_namespace, request.first_row, &request.instructions),
             instructions: request.instructions,
-            first_row: request.first_row,
             decodings,
             log_likelihood: request.log_likelihood,
         };
-        Ok((names, self.executors.generate(target, input).await?))
+        Ok((names, self.calls.generate(named, questions, manner).await?))
     }
 
-    async fn generate_one(&self, request: v1::GenerateRequest) -> Result<v1::GenerateResponse, Status> {
-        let (names, answer) = self.generate_rows(request).await?;
-        let usage = generation_usage(&answer);
-        let sample = |sample: crate::compute::Sample| v1::Sample {
-            response: sample.response,
-            log_likelihood_sum: sample.log_likelihood.map(|(sum, _)| sum),
-            log_likelihood_mean: sample.log_likelihood.map(|(_, mean)| mean),
-        };
-        let row = |row: Vec<Vec<_>>| v1::GeneratedRow {
-            decodings: names
-                .iter()
-                .zip(row)
-                .map(|(name, samples)| v1::DecodingSamples {
-                    name: name.clone(),
-                    samples: samples.into_iter().map(sample).collect(),
-                })
-                .collect(),
-        };
-        let rows = answer.result.rows.into_iter().map(row).collect();
-        Ok(v1::GenerateResponse { rows, usage: Some(usage) })
+    async fn generate_rows(&self, request: v1::GenerateRequest, manner: Manner) -> Result<Generated, Status> {
+        let (names, mut answers) = self.answers(request, manner).await?;
+        let mut usage = v1::Usage::default();
+        let mut rows = Vec::new();
+        while let Some((row, cost)) = answers.try_next().await? {
+            usage = v1::Usage {
+                input_tokens: usage.input_tokens + cost.input_tokens,
+                output_tokens: usage.output_tokens + cost.output_tokens,
+                truncated_rows: usage.truncated_rows + cost.truncated_rows,
+                queue_seconds: if rows.is_empty() {
+                    cost.queue_seconds
+                } else {
+                    usage.queue_seconds.min(cost.queue_seconds)
+                },
+                compute_seconds: usage.compute_seconds + cost.compute_seconds,
+                ..cost
+            };
+            rows.push(row);
+        }
+        Ok(Generated { names, rows, usage })
     }
 
-    async fn boost_all(&self, request: v1::BoostRequest) -> Result<v1::BoostResponse, Status> {
-        let v1::BoostRequest { scorer, model, rows, settings, dtype, backend, .. } = request;
-        target("scorer", scorer.clone(), Role::Scorer, String::new(), String::new())?;
+    /// A message a row, each as soon as it and all before it are done.
+    async fn generate_stream_rows(
+        self,
+        request: Result<v1::GenerateStreamRequest, Status>,
+    ) -> Messages<v1::GenerateStreamResponse> {
+        let answers = async {
+            let request = request?.request.ok_or_else(|| invalid("request", "is missing"))?;
+            self.answers(request, Manner::STREAMED).await
+        };
+        match answers.await {
+            Err(status) => Box::pin(stream::once(async { Err(status) })),
+            Ok((names, answers)) => Box::pin(answers.map_ok(move |(row, usage)| {
+                let rows = vec![message(&names, row)];
+                v1::GenerateStreamResponse {
+                    response: Some(v1::GenerateResponse { rows, usage: Some(usage) }),
+                }
+            })),
+        }
+    }
+
+    async fn judge(&self, request: v1::LogLikelihoodRequest) -> Result<v1::LogLikelihoodResponse, Status> {
+        let named = checks::named("model", &request.model, &request.backend, &request.dtype)?;
+        checks::likelihood_rows(&request.rows)?;
+        let rows = request.rows.into_iter().map(|row| (row.instruction, row.response)).collect();
+        let limits = (request.max_source_tokens, request.max_target_tokens);
+        let (rows, usage) = self.calls.log_likelihood(named, rows, limits.0, limits.1, Manner::UNARY).await?;
+        let rows = rows.into_iter().map(|(sum, mean)| v1::LogLikelihood { sum, mean }).collect();
+        Ok(v1::LogLikelihoodResponse { rows, usage: Some(usage) })
+    }
+
+    async fn boost_rows(&self, request: v1::BoostRequest) -> Result<v1::BoostResponse, Status> {
+        let v1::BoostRequest { scorer, model, rows, settings, dtype, backend, endpoint } = request;
+        checks::named("scorer", &scorer, &backend, &dtype)?;
+        checks::score_rows(&rows, false)?;
+        let generates = !model.is_empty() || endpoint.is_some();
+        if !generates && let Some(row) = rows.iter().position(|row| row.responses.is_empty()) {
+            let reason = "there are no candidates: give responses, or a generator as `model`";
+            return Err(invalid(&format!("rows[{row}].responses"), reason));
+        }
         let mut usage = v1::Usage::default();
         let mut candidates: Vec<Vec<String>> = rows.iter().map(|row| row.responses.clone()).collect();
-        if !model.is_empty() {
+        if generates {
             let generate = v1::GenerateRequest {
                 model,
                 instructions: rows.iter().map(|row| row.instruction.clone()).collect(),
                 settings,
                 dtype: dtype.clone(),
                 backend: backend.clone(),
+                endpoint,
                 ..v1::GenerateRequest::default()
             };
-            let (_, answer) = self.generate_rows(generate).await?;
-            usage = generation_usage(&answer);
-            for (list, generated) in candidates.iter_mut().zip(answer.result.rows) {
-                list.extend(generated.into_iter().flatten().map(|sample| sample.response));
+            let generated = self.generate_rows(generate, Manner::UNARY).await?;
+            usage = generated.usage;
+            for (list, row) in candidates.iter_mut().zip(generated.rows) {
+                list.extend(row.samples.into_iter().flatten().map(|sample| sample.response));
             }
-        }
-        if let Some(row) = candidates.iter().position(Vec::is_empty) {
-            let reason = "there are no candidates: give responses, or a generator as `model`";
-            return Err(invalid(&format!("rows[{row}].responses"), reason));
         }
         let score = v1::ScoreRequest {
             model: scorer,
@@ -122,7 +173,7 @@ impl Inference {
             dtype,
             backend,
         };
-        let scored = self.score_one(score).await?;
+        let scored = self.score_rows(score, Manner::UNARY).await?;
         let cost = scored.usage.unwrap_or_default();
         let usage = v1::Usage {
             input_tokens: usage.input_tokens + cost.input_tokens,
@@ -147,6 +198,19 @@ impl Inference {
     }
 }
 
+fn message(names: &[String], row: GeneratedRow) -> v1::GeneratedRow {
+    let sample = |sample: Sample| v1::Sample {
+        response: sample.response,
+        log_likelihood_sum: sample.log_likelihood.map(|(sum, _)| sum),
+        log_likelihood_mean: sample.log_likelihood.map(|(_, mean)| mean),
+    };
+    let decodings = names.iter().zip(row.samples).map(|(name, samples)| v1::DecodingSamples {
+        name: name.clone(),
+        samples: samples.into_iter().map(sample).collect(),
+    });
+    v1::GeneratedRow { decodings: decodings.collect() }
+}
+
 /// Index of the highest score; the first wins ties.
 fn best(scores: &[f32]) -> u32 {
     let mut best = 0;
@@ -158,75 +222,90 @@ fn best(scores: &[f32]) -> u32 {
     best as u32
 }
 
-fn target(field: &str, model: String, role: Role, backend: String, dtype: String) -> Result<Target, Status> {
-    if model.is_empty() {
-        return Err(invalid(field, "name a directory, a hub id or a short name"));
-    }
-    Ok(Target { model, role, backend, dtype })
+/// Answers a call within its deadline, and tells the log what it took.
+async fn unary<I, T>(
+    method: &'static str,
+    request: Request<I>,
+    work: impl AsyncFnOnce(I) -> Result<T, Status>,
+) -> Result<Response<T>, Status> {
+    let (metadata, mut extensions, message) = request.into_parts();
+    // Held until the answer is there.
+    let _place = admission::place(&mut extensions);
+    let started = std::time::Instant::now();
+    let result = match timeout(&metadata) {
+        None => work(message).await,
+        Some(time) => tokio::time::timeout(time, work(message)).await.unwrap_or_else(|_| Err(late(time))),
+    };
+    let code = result.as_ref().err().map_or(tonic::Code::Ok, Status::code);
+    let seconds = started.elapsed().as_secs_f64();
+    tracing::debug!(method, ?code, seconds, trace = trace(&metadata), "answered");
+    result.map(Response::new)
 }
 
-fn usage<T>(answer: &Answer<T>) -> v1::Usage {
-    v1::Usage {
-        model_fingerprint: answer.fingerprint.clone(),
-        queue_seconds: answer.queued.as_secs_f64(),
-        compute_seconds: answer.computed.as_secs_f64(),
-        backend: answer.backend.clone(),
-        ..v1::Usage::default()
-    }
+fn late(time: Duration) -> Status {
+    Status::deadline_exceeded(format!("not done within the deadline of {} ms", time.as_millis()))
 }
 
-fn generation_usage(answer: &Answer<GeneratedRows>) -> v1::Usage {
-    v1::Usage {
-        input_tokens: answer.result.input_tokens,
-        output_tokens: answer.result.output_tokens,
-        truncated_rows: answer.result.truncated,
-        ..usage(answer)
-    }
+/// The caller's trace (W3C), for the log.
+fn trace(metadata: &MetadataMap) -> &str {
+    metadata.get("traceparent").and_then(|value| value.to_str().ok()).unwrap_or_default()
 }
 
-type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+type Messages<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+/// Messages until the deadline, from a call that keeps its place while they come; after an error none.
+fn streamed<T: Send + 'static>(
+    metadata: &MetadataMap,
+    mut extensions: Extensions,
+    messages: impl Stream<Item = Result<T, Status>> + Send + 'static,
+) -> Response<Messages<T>> {
+    let place = admission::place(&mut extensions);
+    let deadline = timeout(metadata).map(|time| (tokio::time::Instant::now() + time, time));
+    let state = Some((Box::pin(messages), place));
+    let messages = stream::unfold(state, move |state| async move {
+        let (mut messages, place) = state?;
+        let message = match deadline {
+            None => messages.next().await?,
+            Some((at, time)) => tokio::time::timeout_at(at, messages.next())
+                .await
+                .unwrap_or_else(|_| Some(Err(late(time))))?,
+        };
+        let state = message.is_ok().then_some((messages, place));
+        Some((message, state))
+    });
+    Response::new(Box::pin(messages))
+}
 
 #[tonic::async_trait]
 impl InferenceService for Inference {
-    type ScoreStreamStream = Answers<v1::ScoreStreamResponse>;
-    type GenerateStreamStream = Answers<v1::GenerateStreamResponse>;
+    type ScoreStreamStream = Messages<v1::ScoreStreamResponse>;
+    type GenerateStreamStream = Messages<v1::GenerateStreamResponse>;
 
     async fn score(&self, request: Request<v1::ScoreRequest>) -> Result<Response<v1::ScoreResponse>, Status> {
-        self.score_one(request.into_inner()).await.map(Response::new)
+        unary("Score", request, async |message| self.score_rows(message, Manner::UNARY).await).await
     }
 
     async fn generate(
         &self,
         request: Request<v1::GenerateRequest>,
     ) -> Result<Response<v1::GenerateResponse>, Status> {
-        self.generate_one(request.into_inner()).await.map(Response::new)
+        unary("Generate", request, async |request| {
+            let generated = self.generate_rows(request, Manner::UNARY).await?;
+            let rows = generated.rows.into_iter().map(|row| message(&generated.names, row)).collect();
+            Ok(v1::GenerateResponse { rows, usage: Some(generated.usage) })
+        })
+        .await
     }
 
     async fn log_likelihood(
         &self,
         request: Request<v1::LogLikelihoodRequest>,
     ) -> Result<Response<v1::LogLikelihoodResponse>, Status> {
-        let request = request.into_inner();
-        let target = target("model", request.model, Role::Generator, request.backend, request.dtype)?;
-        let input = Likelihood {
-            rows: request.rows.into_iter().map(|row| (row.instruction, row.response)).collect(),
-            max_source_tokens: request.max_source_tokens,
-            max_target_tokens: request.max_target_tokens,
-        };
-        let answer = self.executors.log_likelihood(target, input).await?;
-        let usage = v1::Usage {
-            input_tokens: answer.result.input_tokens,
-            output_tokens: answer.result.output_tokens,
-            truncated_rows: answer.result.truncated,
-            ..usage(&answer)
-        };
-        let rows =
-            answer.result.rows.into_iter().map(|(sum, mean)| v1::LogLikelihood { sum, mean }).collect();
-        Ok(Response::new(v1::LogLikelihoodResponse { rows, usage: Some(usage) }))
+        unary("LogLikelihood", request, async |message| self.judge(message).await).await
     }
 
     async fn boost(&self, request: Request<v1::BoostRequest>) -> Result<Response<v1::BoostResponse>, Status> {
-        self.boost_all(request.into_inner()).await.map(Response::new)
+        unary("Boost", request, async |message| self.boost_rows(message).await).await
     }
 
     async fn score_stream(
@@ -234,14 +313,16 @@ impl InferenceService for Inference {
         request: Request<Streaming<v1::ScoreStreamRequest>>,
     ) -> Result<Response<Self::ScoreStreamStream>, Status> {
         let this = self.clone();
-        let answers = request.into_inner().map(move |message| {
+        let (metadata, extensions, messages) = request.into_parts();
+        let answers = messages.map(move |message| {
             let this = this.clone();
             async move {
                 let request = message?.request.ok_or_else(|| invalid("request", "is missing"))?;
-                Ok(v1::ScoreStreamResponse { response: Some(this.score_one(request).await?) })
+                let response = this.score_rows(request, Manner::STREAMED).await?;
+                Ok(v1::ScoreStreamResponse { response: Some(response) })
             }
         });
-        Ok(Response::new(Box::pin(answers.buffered(STREAM_DEPTH))))
+        Ok(streamed(&metadata, extensions, answers.buffered(STREAM_DEPTH)))
     }
 
     async fn generate_stream(
@@ -249,14 +330,9 @@ impl InferenceService for Inference {
         request: Request<Streaming<v1::GenerateStreamRequest>>,
     ) -> Result<Response<Self::GenerateStreamStream>, Status> {
         let this = self.clone();
-        let answers = request.into_inner().map(move |message| {
-            let this = this.clone();
-            async move {
-                let request = message?.request.ok_or_else(|| invalid("request", "is missing"))?;
-                Ok(v1::GenerateStreamResponse { response: Some(this.generate_one(request).await?) })
-            }
-        });
-        Ok(Response::new(Box::pin(answers.buffered(STREAM_DEPTH))))
+        let (metadata, extensions, messages) = request.into_parts();
+        let answers = messages.map(move |message| this.clone().generate_stream_rows(message));
+        Ok(streamed(&metadata, extensions, answers.buffered(STREAM_DEPTH).flatten()))
     }
 }
 

@@ -53,6 +53,15 @@ impl Online {
         v1::ScoreRequest { model: self.scorer.clone(), rows, ..v1::ScoreRequest::default() }
     }
 
+    fn generate_request(&self, texts: &[&str], namespace: &str) -> v1::GenerateRequest {
+        v1::GenerateRequest {
+            model: self.generator.clone(),
+            instructions: texts.iter().map(|&text| text.into()).collect(),
+            row_namespace: namespace.into(),
+            ..v1::GenerateRequest::default()
+        }
+    }
+
     async fn end(self) {
         drop((self.client, self.channel));
         self.stop.cancel();
@@ -174,6 +183,9 @@ async fn what_is_wrong_with_a_call_is_named() {
     assert_eq!((status.code(), field(&status).as_str()), (Code::InvalidArgument, "settings"));
     assert!(status.message().contains("temp0.9"));
 
+    let status = online.client.generate(online.generate_request(&["x", "a\0b"], "")).await.unwrap_err();
+    assert_eq!((status.code(), field(&status).as_str()), (Code::InvalidArgument, "instructions[1]"));
+
     let boost = v1::BoostRequest {
         scorer: online.scorer.clone(),
         rows: vec![v1::ScoreRow { instruction: "x".into(), responses: vec![] }],
@@ -190,40 +202,148 @@ async fn what_is_wrong_with_a_call_is_named() {
 }
 
 #[tokio::test]
-async fn a_full_queue_sheds_and_a_caller_that_left_frees_the_model() {
-    let online = online(1, false).await;
-    // One call is in the model's hands, one waits; the gate is closed, so whoever comes next is shed.
+async fn a_full_line_sheds_and_a_caller_that_left_frees_the_model() {
+    let online = online(2, false).await;
+    // Two calls are with the model, whose gate is closed; whoever comes next is turned away.
     let call = |text: &str| {
         let mut client = online.client.clone();
         let request = online.score_request(&[text]);
         tokio::spawn(async move { client.score(request).await })
     };
     let mut waiting = vec![call("a"), call("b"), call("c"), call("d")];
-    let (shed, _, rest) = futures::future::select_all(waiting.drain(..)).await;
-    let status = shed.unwrap().unwrap_err();
-    assert_eq!(status.code(), Code::ResourceExhausted);
-    assert!(status.get_details_retry_info().is_some_and(|it| it.retry_delay.is_some()));
+    let mut shed = Vec::new();
+    for _ in 0..2 {
+        let (ended, _, rest) = futures::future::select_all(waiting.drain(..)).await;
+        shed.push(ended.unwrap().unwrap_err());
+        waiting = rest;
+    }
+    for status in &shed {
+        assert_eq!(status.code(), Code::ResourceExhausted, "{status:?}");
+        assert!(status.get_details_retry_info().is_some_and(|it| it.retry_delay.is_some()));
+    }
 
     // Everybody leaves; a call with a deadline is given up too, though the gate never opened for it.
-    rest.iter().for_each(tokio::task::JoinHandle::abort);
-    let mut late = Request::new(online.score_request(&["late"]));
-    late.set_timeout(Duration::from_millis(50));
-    let status = loop {
-        let mut request = Request::new(late.get_ref().clone());
-        *request.metadata_mut() = late.metadata().clone();
-        let status = online.client.clone().score(request).await.unwrap_err();
-        if status.code() != Code::ResourceExhausted {
-            break status;
-        }
-    };
+    waiting.iter().for_each(tokio::task::JoinHandle::abort);
+    let late = patiently(async || {
+        let mut request = Request::new(online.score_request(&["late"]));
+        request.set_timeout(Duration::from_millis(50));
+        online.client.clone().score(request).await
+    });
+    let status = late.await.unwrap_err();
+    // The client's own clock, which may be the first, says `Cancelled`.
     assert!(matches!(status.code(), Code::DeadlineExceeded | Code::Cancelled), "{status:?}");
     online.gate.store(true, Ordering::Relaxed);
-    let answer = loop {
-        match online.client.clone().score(online.score_request(&["after"])).await {
-            Err(status) if status.code() == Code::ResourceExhausted => tokio::task::yield_now().await,
-            answer => break answer.unwrap().into_inner(),
-        }
-    };
+    let after = async || online.client.clone().score(online.score_request(&["after"])).await;
+    let answer = patiently(after).await.unwrap().into_inner();
     assert!((answer.rows[0].scores[0] - expected_score("after", "fig")).abs() < 1e-6);
+    online.end().await;
+}
+
+/// Asks again while the line is full: a caller that left is noticed a moment later.
+async fn patiently<T>(call: impl AsyncFn() -> Result<T, tonic::Status>) -> Result<T, tonic::Status> {
+    loop {
+        match call().await {
+            Err(status) if status.code() == Code::ResourceExhausted => tokio::task::yield_now().await,
+            result => return result,
+        }
+    }
+}
+
+/// Ten times more calls than there is room for, in every way of calling: each is answered or told to come again.
+#[tokio::test]
+async fn an_overload_is_shed_and_what_was_let_in_is_right() {
+    let online = online(8, true).await;
+    let calls = (0..320).map(|i| {
+        let (mut client, text) = (online.client.clone(), format!("call {}", i % 40));
+        let (score, generate) = (online.score_request(&[&text]), online.generate_request(&[&text], "one"));
+        tokio::spawn(async move {
+            if i % 4 == 0 {
+                return client.generate(generate).await.map(|answer| {
+                    assert_eq!(answer.into_inner().rows.len(), 1);
+                });
+            }
+            client.score(score).await.map(|answer| {
+                let score = answer.into_inner().rows[0].scores[0];
+                assert!((score - expected_score(&text, "fig")).abs() < 1e-6);
+            })
+        })
+    });
+    let (mut answered, mut shed) = (0, 0);
+    for call in calls.collect::<Vec<_>>() {
+        match call.await.unwrap() {
+            Ok(()) => answered += 1,
+            Err(status) => {
+                assert_eq!(status.code(), Code::ResourceExhausted, "{status:?}");
+                assert!(status.get_details_retry_info().is_some());
+                shed += 1;
+            }
+        }
+    }
+    assert!(answered >= 8 && answered + shed == 320, "{answered} answered, {shed} shed");
+    // Streams are slowed down instead: all of them are answered.
+    let streams = (0..24).map(|i| {
+        let (mut client, text) = (online.client.clone(), format!("stream {i}"));
+        let requests: Vec<_> = (0..4)
+            .map(|_| v1::ScoreStreamRequest { request: Some(online.score_request(&[&text])) })
+            .collect();
+        tokio::spawn(async move {
+            let mut answers = client.score_stream(tokio_stream::iter(requests)).await.unwrap().into_inner();
+            let mut count = 0;
+            while let Some(answer) = answers.message().await.unwrap() {
+                let score = answer.response.unwrap().rows[0].scores[0];
+                assert!((score - expected_score(&text, "fig")).abs() < 1e-6);
+                count += 1;
+            }
+            count
+        })
+    });
+    for stream in streams.collect::<Vec<_>>() {
+        assert_eq!(stream.await.unwrap(), 4);
+    }
+    online.end().await;
+}
+
+#[tokio::test]
+async fn generated_rows_are_streamed_one_by_one_and_do_not_depend_on_their_company() {
+    let online = online(64, true).await;
+    let texts = ["fig", "pear apple", "fig", "a longer instruction than the others", "x"];
+    let request = |texts: &[&str], first_row| v1::GenerateStreamRequest {
+        request: Some(v1::GenerateRequest { first_row, ..online.generate_request(texts, "") }),
+    };
+    let requests = vec![request(&texts[..2], 0), request(&texts[2..], 2)];
+    let mut client = online.client.clone();
+    let mut answers = client.generate_stream(tokio_stream::iter(requests)).await.unwrap().into_inner();
+    for text in texts {
+        let streamed = answers.message().await.unwrap().unwrap().response.unwrap();
+        assert_eq!(streamed.rows.len(), 1, "a message a row");
+        let usage = streamed.usage.unwrap();
+        assert!(usage.output_tokens > 0 && usage.input_tokens > 0 && usage.model_fingerprint.len() == 64);
+        let alone = online.generate_request(&[text], "");
+        let alone = online.client.clone().generate(alone).await.unwrap().into_inner();
+        assert_eq!(streamed.rows[0], alone.rows[0], "{text}");
+    }
+    assert!(answers.message().await.unwrap().is_none());
+
+    // A request that is wrong ends the stream with what is wrong.
+    let requests = vec![request(&["fig"], 0), request(&[], 1)];
+    let mut answers = client.generate_stream(tokio_stream::iter(requests)).await.unwrap().into_inner();
+    assert!(answers.message().await.unwrap().is_some());
+    assert_eq!(answers.message().await.unwrap_err().code(), Code::InvalidArgument);
+    online.end().await;
+}
+
+#[tokio::test]
+async fn a_stream_ends_at_its_deadline() {
+    let online = online(64, false).await;
+    let requests = vec![v1::ScoreStreamRequest { request: Some(online.score_request(&["x"])) }];
+    let mut request = Request::new(tokio_stream::iter(requests));
+    request.set_timeout(Duration::from_millis(300));
+    let mut client = online.client.clone();
+    let status = match client.score_stream(request).await {
+        Ok(answers) => answers.into_inner().message().await.unwrap_err(),
+        Err(status) => status,
+    };
+    assert!(matches!(status.code(), Code::DeadlineExceeded | Code::Cancelled), "{status:?}");
+    drop(client);
     online.end().await;
 }

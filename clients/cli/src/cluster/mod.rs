@@ -2,6 +2,7 @@
 //! module nothing knows which.
 
 mod embedded;
+mod patience;
 
 use std::time::Duration;
 
@@ -19,6 +20,8 @@ use tonic::{
     service::{Interceptor, interceptor::InterceptedService},
     transport::{Certificate, Channel, ClientTlsConfig, Endpoint},
 };
+
+pub use patience::patiently;
 
 use crate::{
     arguments::Global,

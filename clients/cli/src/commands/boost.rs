@@ -9,8 +9,9 @@ use serde_json::Value;
 
 use crate::{
     arguments::Global,
-    cluster::{Cluster, Need},
+    cluster::{Cluster, Need, patiently},
     defaults::{GenerationFlags, SEED},
+    endpoint::EndpointFlags,
     failure::{Failure, Outcome},
     line_input::{Fields, Input, Plan, text, texts},
     printer::Printer,
@@ -28,9 +29,11 @@ pub struct Boost {
     /// Scorer: a directory, a hub id or a short name (cappy-large, demo)
     #[arg(long, default_value = "cappy-large", value_name = "MODEL")]
     scorer: String,
-    /// Generator of the candidates, for rows that bring none
+    /// Generator of the candidates, for rows that bring none (as `generate --model`)
     #[arg(long, value_name = "MODEL")]
     model: Option<String>,
+    #[command(flatten)]
+    endpoint: EndpointFlags,
     #[command(flatten)]
     input: Input,
     /// The instruction, instead of --input
@@ -55,7 +58,8 @@ struct Candidates {
 impl Boost {
     /// Chooses and prints.
     pub async fn run(self, global: &Global, printer: &Printer) -> Outcome {
-        let settings = self.generation.settings(self.seed).map_err(Failure::usage)?;
+        let endpoint = self.endpoint.resolve(self.model.as_deref(), global)?;
+        let settings = self.generation.settings_for(self.seed, endpoint.as_ref()).map_err(Failure::usage)?;
         let inline = self.inline();
         let cluster = Cluster::connect(global, Need::Models, printer).await?;
         let plan = Plan {
@@ -67,15 +71,15 @@ impl Boost {
         let rouge = RefCell::new(RougeScorer::new());
         let call = async |rows: Vec<Candidates>, _| {
             let request = BoostRequest {
-                endpoint: None,
                 scorer: self.scorer.clone(),
                 model: self.model.clone().unwrap_or_default(),
                 rows: rows.iter().map(|row| row.row.clone()).collect(),
                 settings: generates.then(|| settings.clone()),
                 dtype: global.dtype_name(),
                 backend: global.backend_name(),
+                endpoint: endpoint.clone(),
             };
-            let answer = cluster.inference().boost(request).await?.into_inner();
+            let answer = patiently(async || cluster.inference().boost(request.clone()).await).await?;
             rows.iter()
                 .zip(answer.rows)
                 .map(|(row, boosted)| fields(row, boosted, &mut rouge.borrow_mut()))

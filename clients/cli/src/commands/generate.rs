@@ -6,8 +6,9 @@ use serde_json::{Map, Value};
 
 use crate::{
     arguments::Global,
-    cluster::{Cluster, Need},
+    cluster::{Cluster, Need, patiently},
     defaults::{GenerationFlags, SEED},
+    endpoint::EndpointFlags,
     failure::{Failure, Outcome},
     line_input::{Fields, Input, Plan, text},
     printer::Printer,
@@ -15,17 +16,17 @@ use crate::{
 
 /// Rows in one call.
 const ROWS_PER_CALL: usize = 16;
-/// Randomness namespace of rows that belong to no benchmark.
-const ROW_NAMESPACE: &str = "generate";
 
 /// Arguments of `generate`.
 ///
 /// Rows have `instruction`; they come back with `flan_samples`: by decoding, a list of `{"response", ...}`.
 #[derive(Debug, Args)]
 pub struct Generate {
-    /// Generator: a directory, a hub id or a short name (flan-t5-small ... flan-t5-xxl, demo)
+    /// Generator: a directory, a hub id, a short name (flan-t5-small ... flan-t5-xxl, demo), or openai:NAME
     #[arg(long, value_name = "MODEL")]
     model: String,
+    #[command(flatten)]
+    endpoint: EndpointFlags,
     #[command(flatten)]
     input: Input,
     /// The instruction, instead of --input; may be given several times
@@ -36,7 +37,7 @@ pub struct Generate {
     /// Add each response's log-likelihood, sum and mean
     #[arg(long)]
     log_likelihood: bool,
-    /// Randomness key: the same key gives the same text
+    /// Randomness key: the same key gives the same text for the same instruction
     #[arg(long, default_value_t = SEED)]
     seed: u64,
 }
@@ -44,7 +45,8 @@ pub struct Generate {
 impl Generate {
     /// Generates and prints.
     pub async fn run(self, global: &Global, printer: &Printer) -> Outcome {
-        let settings = self.generation.settings(self.seed).map_err(Failure::usage)?;
+        let endpoint = self.endpoint.resolve(Some(&self.model), global)?;
+        let settings = self.generation.settings_for(self.seed, endpoint.as_ref()).map_err(Failure::usage)?;
         let row = |text: &String| Fields::from_iter([("instruction".to_owned(), Value::from(text.as_str()))]);
         let inline = self.instruction.iter().map(row).collect();
         let cluster = Cluster::connect(global, Need::Models, printer).await?;
@@ -55,17 +57,18 @@ impl Generate {
         };
         let call = async |instructions: Vec<String>, first_row| {
             let request = GenerateRequest {
-                endpoint: None,
                 model: self.model.clone(),
                 instructions,
                 settings: Some(settings.clone()),
                 log_likelihood: self.log_likelihood,
                 dtype: global.dtype_name(),
                 backend: global.backend_name(),
-                row_namespace: ROW_NAMESPACE.into(),
+                // A row's own text keys its randomness: the same alone, in any file, and in a job.
+                row_namespace: String::new(),
                 first_row,
+                endpoint: endpoint.clone(),
             };
-            let answer = cluster.inference().generate(request).await?.into_inner();
+            let answer = patiently(async || cluster.inference().generate(request.clone()).await).await?;
             Ok(answer.rows.into_iter().map(fields).collect())
         };
         let code = self.input.run(inline, plan, call, printer).await?;

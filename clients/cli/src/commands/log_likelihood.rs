@@ -7,7 +7,7 @@ use serde_json::Value;
 use super::score::inline;
 use crate::{
     arguments::Global,
-    cluster::{Cluster, Need},
+    cluster::{Cluster, Need, patiently},
     defaults,
     failure::Outcome,
     line_input::{Fields, Input, Plan, text},
@@ -59,7 +59,8 @@ impl LogLikelihood {
                 max_source_tokens: defaults::MAX_SOURCE_TOKENS,
                 max_target_tokens: defaults::MAX_TARGET_TOKENS,
             };
-            let answer = cluster.inference().log_likelihood(request).await?.into_inner();
+            let answer =
+                patiently(async || cluster.inference().log_likelihood(request.clone()).await).await?;
             let fields = |row: &cappy_proto::v1::LogLikelihood| {
                 Fields::from_iter([
                     ("log_likelihood_sum".to_owned(), Value::from(row.sum)),

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::{
     arguments::Global,
-    cluster::{Cluster, Need},
+    cluster::{Cluster, Need, patiently},
     failure::Outcome,
     line_input::{Fields, Input, Plan, text, texts},
     printer::Printer,
@@ -57,7 +57,7 @@ impl Score {
                 dtype: global.dtype_name(),
                 backend: global.backend_name(),
             };
-            let answer = cluster.inference().score(request).await?.into_inner();
+            let answer = patiently(async || cluster.inference().score(request.clone()).await).await?;
             Ok(pairs.iter().zip(answer.rows).map(|(pair, row)| fields(pair.single, &row.scores)).collect())
         };
         let code = self.input.run(inline, plan, call, printer).await?;

@@ -2,11 +2,11 @@
 //!
 //! One job, followed through the files:
 //!
-//! 1. `rpc::jobs` receives `SubmitJob`; `planner::validate` refuses it with every mistake at once, or
-//!    `planner::bigbench` lays out its stages and the job store (`store`, one trait, SQLite behind it) writes all of it in
+//! 1. `rpc::jobs` receives `SubmitJob`; `planner::check` refuses it with every mistake at once, or its kind
+//!    (`planner::kinds`) lays out its stages and the job store (`store`, one trait, SQLite behind it) writes all of it in
 //!    one transaction. From here on the job is not lost.
 //! 2. The scheduler's loop (`scheduler::actor`) asks `planner::next_steps` what opens. A stage whose fingerprint was
-//!    committed before takes over the earlier artifacts; another is cut into shards (`planner::tasks`).
+//!    committed before takes over the earlier artifacts; another is cut into shards (`planner::stages`).
 //! 3. Workers hold a session (`rpc::workers`, `membership`). `scheduler::placement` pairs pending shards with free
 //!    slots, the store grants a lease with a fencing token, the session carries it to the worker. Pure stages are leased
 //!    to the coordinator itself and computed by `local`.

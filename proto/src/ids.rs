@@ -85,6 +85,10 @@ id!(
     /// Names a worker process, from one hello to the end of its session.
     WorkerId, "wrk_", "worker"
 );
+id!(
+    /// Names a model that a job has trained and registered.
+    ModelId, "mdl_", "model"
+);
 
 #[cfg(test)]
 mod tests {

@@ -7,7 +7,7 @@ mod ids;
 mod limits;
 mod timeout;
 
-pub use ids::{IdError, JobId, LeaseId, ShardId, WorkerId};
+pub use ids::{IdError, JobId, LeaseId, ModelId, ShardId, WorkerId};
 pub use limits::{MAX_MESSAGE_BYTES, UPLOAD_CHUNK_BYTES};
 pub use timeout::timeout;
 

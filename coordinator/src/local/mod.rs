@@ -1,16 +1,22 @@
 //! The stages that the coordinator runs itself: they touch no model. Each is a pure computation of `cappy-eval` between
 //! reading artifacts and writing them, on a thread of its own, leased and committed like any other shard.
 
-mod label;
-mod report;
+pub(crate) mod accuracy;
+pub(crate) mod choose;
+pub(crate) mod examples;
+pub(crate) mod label;
+pub(crate) mod mix;
+pub(crate) mod register;
+pub(crate) mod report;
 mod rows;
-mod select;
+pub(crate) mod select;
+#[cfg(test)]
+mod testing;
 
 use std::io::{self, Write as _};
 
 use cappy_proto::v1;
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
 
 use crate::{
     artifacts::{ArtifactError, ArtifactStore, ArtifactWriter},
@@ -21,21 +27,22 @@ use crate::{
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "task", rename_all = "snake_case")]
 pub(crate) enum LocalTask {
-    /// Training set from generated train rows.
-    Label { subset: String, rows: Vec<ArtifactRef>, decodings: Vec<String>, seed: u64 },
+    /// Training set of a benchmark's subset from generated train rows.
+    Label(label::Label),
     /// Best candidates and figures from generated validation rows and their scores.
-    Select {
-        subset: String,
-        rows: Vec<ArtifactRef>,
-        scores: Vec<ArtifactRef>,
-        decodings: Vec<String>,
-        seed: u64,
-        truncated_rows: Option<u64>,
-        /// How the result came about, for the reader of the file.
-        settings: Map<String, Value>,
-    },
+    Select(select::Select),
     /// Tables over the subsets.
-    Report { model: String, results: Vec<(String, ArtifactRef)>, seed: u64 },
+    Report(report::Report),
+    /// Best candidates of scored rows.
+    Choose(choose::Choose),
+    /// Zero-shot accuracy from scored rows.
+    Accuracy(accuracy::Accuracy),
+    /// Labelled pairs from own rows.
+    Examples(examples::Examples),
+    /// Labelled pairs from several sources, each once, shuffled.
+    Mix(mix::Mix),
+    /// A trained model gets an id, its training a report.
+    Register(register::Register),
 }
 
 /// An artifact as a local task names it.
@@ -66,21 +73,27 @@ impl LocalTask {
     /// Computes the outputs. Blocks; for threads of `spawn_blocking`.
     pub(crate) fn run(&self, artifacts: &ArtifactStore) -> Result<ShardOutput, LocalError> {
         let outputs = match self {
-            Self::Label { subset, rows, decodings, seed } => {
-                label::run(artifacts, subset, rows, decodings, *seed)?
-            }
-            Self::Select { .. } => select::run(artifacts, self)?,
-            Self::Report { model, results, seed } => report::run(artifacts, model, results, *seed)?,
+            Self::Label(task) => task.run(artifacts)?,
+            Self::Select(task) => task.run(artifacts)?,
+            Self::Report(task) => task.run(artifacts)?,
+            Self::Choose(task) => task.run(artifacts)?,
+            Self::Accuracy(task) => task.run(artifacts)?,
+            Self::Examples(task) => task.run(artifacts)?,
+            Self::Mix(task) => task.run(artifacts)?,
+            Self::Register(task) => return task.run(artifacts),
         };
         Ok(ShardOutput { artifacts: outputs, ..Default::default() })
     }
 
-    /// `labelling word_sorting`, for the progress line.
+    /// For the progress line.
     pub(crate) fn activity(&self) -> String {
         match self {
-            Self::Label { .. } => "measuring candidates",
-            Self::Select { .. } => "choosing the best candidates",
-            Self::Report { .. } => "making the tables",
+            Self::Label(_) | Self::Examples(_) => "measuring candidates",
+            Self::Select(_) | Self::Choose(_) => "choosing the best candidates",
+            Self::Report(_) => "making the tables",
+            Self::Accuracy(_) => "counting right choices",
+            Self::Mix(_) => "mixing and shuffling",
+            Self::Register(_) => "writing the report",
         }
         .to_owned()
     }

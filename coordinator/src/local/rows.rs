@@ -1,4 +1,4 @@
-//! Generated rows and scores from artifacts.
+//! Rows and scores from artifacts.
 
 use std::io::BufReader;
 
@@ -9,7 +9,7 @@ use super::{ArtifactRef, LocalError};
 use crate::artifacts::ArtifactStore;
 
 /// Rows of one file in several artifacts; the first bad line ends it.
-fn lines<T: DeserializeOwned>(
+pub(super) fn lines<T: DeserializeOwned>(
     artifacts: &ArtifactStore,
     name: &str,
     parts: &[ArtifactRef],
@@ -32,18 +32,22 @@ pub(super) fn generated(
 ) -> Result<Vec<GeneratedRow>, LocalError> {
     let mut rows = Vec::new();
     for row in lines::<GeneratedRow>(artifacts, name, parts) {
-        let mut row = row?;
-        if !decodings.is_empty() {
-            let mut samples = std::mem::take(&mut row.flan_samples);
-            for decoding in decodings {
-                if let Some(found) = samples.swap_remove(decoding) {
-                    row.flan_samples.insert(decoding.clone(), found);
-                }
-            }
-        }
-        rows.push(row);
+        rows.push(in_order(row?, decodings));
     }
     Ok(rows)
+}
+
+/// The row with its candidates in the order of `decodings` and without others; no decodings: as it is.
+pub(super) fn in_order(mut row: GeneratedRow, decodings: &[String]) -> GeneratedRow {
+    if !decodings.is_empty() {
+        let mut samples = std::mem::take(&mut row.flan_samples);
+        for decoding in decodings {
+            if let Some(found) = samples.swap_remove(decoding) {
+                row.flan_samples.insert(decoding.clone(), found);
+            }
+        }
+    }
+    row
 }
 
 #[derive(Deserialize)]

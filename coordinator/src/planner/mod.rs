@@ -1,20 +1,59 @@
 //! What a job consists of and what happens to it next. Pure: everything here is a function of the job's spec and of a
 //! snapshot of its stages, so it is the same after a restart and on another coordinator.
 //!
-//! [`validate`] refuses a bad spec with every mistake at once; [`bigbench`] lays out the stages; [`next_steps`] decides,
-//! whenever a stage has ended, which stages open, which are skipped, and when the job is over; [`tasks`] cuts an
-//! opening stage into shards; [`fingerprint`] names what a stage computes; [`progress`] estimates; [`results`] lists files.
+//! [`check`] refuses a bad spec with every mistake at once; `kinds`, a file a kind of job, lays out its [`Graph`] of
+//! stages, most of which are of the few sorts in `stages`; [`next_steps`] decides, whenever a stage has ended, which
+//! stages open (cut into shards and fingerprinted), which are skipped, and when the job is over; [`progress`]
+//! estimates; [`result_files`] lists files.
 
-mod bigbench;
+mod check;
 mod fingerprint;
+mod graph;
+mod kinds;
 mod next;
 mod progress;
 mod results;
-mod tasks;
-mod validate;
+mod stages;
 
-pub(crate) use bigbench::{bigbench_spec, plan, title};
+use cappy_proto::v1;
+use prost::Message as _;
+
+pub(crate) use check::{Violation, check};
+pub(crate) use graph::{Graph, Registry};
+pub(crate) use kinds::{kind_of, kind_of_mut};
 pub(crate) use next::next_steps;
 pub(crate) use progress::{ClusterFacts, RunningLease, progress};
 pub(crate) use results::result_files;
-pub(crate) use validate::{Violation, required_artifacts, validate};
+
+use crate::store::{JobRecord, RowRange};
+
+/// A stored job's spec. None: another version wrote it.
+pub(crate) fn spec_of(record: &JobRecord) -> Option<v1::JobSpec> {
+    v1::JobSpec::decode(record.spec.as_slice()).ok()
+}
+
+/// The stages of a stored job. None: another version of the coordinator wrote it.
+pub(crate) fn graph_of(record: &JobRecord) -> Option<Graph> {
+    let spec = spec_of(record)?;
+    let graph = kind_of(&spec)?.graph(Registry(&record.models));
+    graph.is_of(&record.stages).then_some(graph)
+}
+
+/// The artifacts that a spec reads, with their fields.
+pub(crate) fn required_artifacts(spec: &v1::JobSpec) -> Vec<(String, &v1::Artifact)> {
+    let Some(kind) = kind_of(spec) else { return Vec::new() };
+    let path = |(field, artifact)| (format!("spec.{}.{field}", kind.word()), artifact);
+    kind.inputs().into_iter().map(path).collect()
+}
+
+/// A task with the rows of its shard filled in.
+pub(crate) fn with_rows(mut task: v1::ShardTask, rows: Option<RowRange>) -> v1::ShardTask {
+    use v1::shard_task::Task;
+    let Some(rows) = rows else { return task };
+    match &mut task.task {
+        Some(Task::Generate(task)) => (task.row_start, task.row_end) = (rows.start, rows.end),
+        Some(Task::Score(task)) => (task.row_start, task.row_end) = (rows.start, rows.end),
+        Some(Task::ResolveModels(_) | Task::Train(_)) | None => {}
+    }
+    task
+}

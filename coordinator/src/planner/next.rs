@@ -1,55 +1,44 @@
 //! What happens to a job next, given its stages.
 
-use cappy_proto::v1;
-
-use super::{
-    bigbench::{StageKind, StagePlan},
-    tasks::Inputs,
-};
-use crate::store::{JobState, StageOutputs, StageRow, StageState, Step};
+use super::graph::{Graph, Outputs};
+use crate::store::{JobRecord, JobState, StageRow, StageState, Step};
 
 /// The steps that the stages' states call for; empty when there is nothing to do but wait.
 ///
 /// A stage opens when all that it needs has outputs, and is skipped when something that it needs has not and never
-/// will. The report is made of whatever subsets have a result. The job ends when every stage has: `succeeded` when all
-/// have outputs, `partial` when at least one subset has a result, else `failed`.
-pub(crate) fn next_steps(spec: &v1::BigbenchSpec, stages: &[StageRow]) -> Vec<Step> {
-    let plans: Vec<StagePlan> = match stages.iter().map(|stage| serde_json::from_str(&stage.plan)).collect() {
-        Ok(plans) => plans,
-        Err(_) => {
-            let message = "the plan was written by another version of the coordinator".into();
-            return vec![Step::Finish { state: JobState::Failed, message }];
-        }
-    };
+/// will; one that is made of whatever there is (the report) waits until everything has ended. The job ends when every
+/// stage has: `succeeded` when all have outputs and no row was set aside, `partial` when at least one delivers, else
+/// `failed`.
+pub(crate) fn next_steps(graph: &Graph, record: &JobRecord) -> Vec<Step> {
+    let stages = &record.stages;
     let mut states: Vec<StageState> = stages.iter().map(|stage| stage.state).collect();
     let mut steps = Vec::new();
     // Needs stand before users, so one pass follows a failure to the end.
-    for (index, (stage, plan)) in stages.iter().zip(&plans).enumerate() {
+    for (index, (stage, node)) in stages.iter().zip(&graph.nodes).enumerate() {
         if states[index] != StageState::Waiting {
             continue;
         }
-        let missing = plan.needs.iter().map(|need| *need as usize).find(|need| {
-            let state = states[*need];
+        let needs: Vec<usize> = node.work.needs().into_iter().map(|need| need.index()).collect();
+        let missing = needs.iter().find(|need| {
+            let state = states[**need];
             state.is_terminal() && !state.has_outputs()
         });
-        let ended = plan.needs.iter().all(|need| states[*need as usize].is_terminal());
-        let ready = plan.needs.iter().all(|need| states[*need as usize].has_outputs());
-        let any = plan.needs.iter().any(|need| states[*need as usize].has_outputs());
-        let (open, skip) = match plan.kind {
-            StageKind::Report => (ended && any, ended && !any),
-            _ => (ready, missing.is_some()),
-        };
+        let ended = needs.iter().all(|need| states[*need].is_terminal());
+        let ready = needs.iter().all(|need| states[*need].has_outputs());
+        let any = needs.iter().any(|need| states[*need].has_outputs());
+        let on_any = node.work.opens_on_any();
+        let (open, skip) = if on_any { (ended && any, ended && !any) } else { (ready, missing.is_some()) };
         if skip {
-            let cause = missing.map_or("what it needs", |need| stages[need].name.as_str());
-            let message = match plan.kind {
-                StageKind::Report => "no subset has a result".to_owned(),
-                _ => format!("`{cause}` did not succeed"),
+            let cause = missing.map_or("what it needs", |need| stages[*need].name.as_str());
+            let message = if on_any {
+                format!("no {} has a result", graph.part)
+            } else {
+                format!("`{cause}` did not succeed")
             };
             states[index] = StageState::Skipped;
             steps.push(Step::Skip { stage: stage.index, message });
         } else if open {
-            let outputs = |kind: StageKind| outputs_of(stages, &plans, kind);
-            match (Inputs { spec, outputs: &outputs }).open(plan.kind) {
+            match node.work.open(&Outputs { stages }) {
                 Ok(opening) => steps.push(Step::Open {
                     stage: stage.index,
                     fingerprint: opening.fingerprint,
@@ -63,45 +52,60 @@ pub(crate) fn next_steps(spec: &v1::BigbenchSpec, stages: &[StageRow]) -> Vec<St
         }
     }
     if states.iter().all(|state| state.is_terminal()) {
-        steps.push(finish(stages, &plans, &states));
+        steps.push(finish(graph, record, &states));
     }
     steps
 }
 
-fn outputs_of<'a>(stages: &'a [StageRow], plans: &[StagePlan], kind: StageKind) -> Option<&'a StageOutputs> {
-    let index = plans.iter().position(|plan| plan.kind == kind)?;
-    stages[index].outputs.as_ref()
-}
-
-fn finish(stages: &[StageRow], plans: &[StagePlan], states: &[StageState]) -> Step {
-    if states.iter().all(|state| state.has_outputs()) {
+fn finish(graph: &Graph, record: &JobRecord, states: &[StageState]) -> Step {
+    let whole = states.iter().all(|state| state.has_outputs());
+    let lost: u64 = record.failures.iter().filter_map(|failure| Some(failure.rows?.len())).sum();
+    if whole && lost == 0 {
         return Step::Finish { state: JobState::Succeeded, message: String::new() };
     }
-    let selects = || plans.iter().zip(states).filter(|(plan, _)| matches!(plan.kind, StageKind::Select(_)));
-    let total = selects().count();
-    let good = selects().filter(|(_, state)| state.has_outputs()).count();
     let first = states.iter().position(|state| *state == StageState::Failed);
-    let cause = first.map(|index| {
-        let message = &stages[index].message;
-        let message = if message.is_empty() { "failed" } else { message };
-        format!("`{}`: {message}", stages[index].name)
+    let cause = first.map(|index| cause(&record.stages[index])).or_else(|| {
+        let failure = record.failures.iter().find(|failure| failure.rows.is_some())?;
+        Some(format!("row {} of `{}`: {}", failure.rows?.start, failure.stage, failure.message))
     });
-    let cause = cause.map(|cause| format!("; first: {cause}")).unwrap_or_default();
+    let delivering = || graph.nodes.iter().zip(states).filter(|(node, _)| node.delivers);
+    let total = delivering().count();
+    let good = delivering().filter(|(_, state)| state.has_outputs()).count();
     if good == 0 {
-        return Step::Finish { state: JobState::Failed, message: format!("no subset has a result{cause}") };
+        let message = match (graph.part, cause) {
+            ("", cause) => cause.unwrap_or_else(|| "there is no result".into()),
+            (part, None) => format!("no {part} has a result"),
+            (part, Some(cause)) => format!("no {part} has a result; first: {cause}"),
+        };
+        return Step::Finish { state: JobState::Failed, message };
     }
-    Step::Finish {
-        state: JobState::Partial,
-        message: format!("{} of {total} subsets have no result{cause}", total - good),
+    let mut lacks = Vec::new();
+    if good < total {
+        lacks.push(format!("{} of {total} {}s have no result", total - good, graph.part));
     }
+    match lost {
+        0 => {}
+        1 => lacks.push("1 row has no result".to_owned()),
+        rows => lacks.push(format!("{rows} rows have no result")),
+    }
+    let lacks = lacks.join(", ");
+    let message = cause.map_or_else(|| lacks.clone(), |cause| format!("{lacks}; first: {cause}"));
+    Step::Finish { state: JobState::Partial, message }
+}
+
+fn cause(stage: &StageRow) -> String {
+    let message = if stage.message.is_empty() { "failed" } else { &stage.message };
+    format!("`{}`: {message}", stage.name)
 }
 
 #[cfg(test)]
 mod tests {
+    use cappy_proto::{JobId, ModelId, ShardId, v1};
+
     use super::*;
     use crate::{
-        planner::plan,
-        store::{NamedOutput, ResolvedModel, ShardOutput},
+        planner::{Registry, kind_of},
+        store::{JobRow, ModelRecord, NamedOutput, NewShard, ResolvedModel, RowRange, SetAside, ShardOutput},
     };
 
     fn artifact(id: &str) -> Option<v1::Artifact> {
@@ -125,15 +129,48 @@ mod tests {
         }
     }
 
+    fn graph(spec: &v1::BigbenchSpec) -> Graph {
+        graph_of(&v1::job_spec::Kind::Bigbench(spec.clone()), &[])
+    }
+
+    fn graph_of(kind: &v1::job_spec::Kind, models: &[ModelRecord]) -> Graph {
+        let spec = v1::JobSpec { kind: Some(kind.clone()), priority: 0 };
+        kind_of(&spec).unwrap().graph(Registry(models))
+    }
+
+    fn record(stages: &[StageRow]) -> JobRecord {
+        JobRecord {
+            row: JobRow {
+                id: JobId::generate(),
+                kind: String::new(),
+                title: String::new(),
+                state: JobState::Running,
+                message: String::new(),
+                created: 0,
+                updated: 0,
+                ended: None,
+                model: None,
+            },
+            spec: Vec::new(),
+            stages: stages.to_vec(),
+            failures: Vec::new(),
+            models: Vec::new(),
+        }
+    }
+
     fn rows(spec: &v1::BigbenchSpec) -> Vec<StageRow> {
-        plan(spec)
+        rows_of(&graph(spec))
+    }
+
+    fn rows_of(graph: &Graph) -> Vec<StageRow> {
+        graph
+            .stages()
             .into_iter()
             .enumerate()
             .map(|(index, stage)| StageRow {
                 index: index as u32,
                 name: stage.name,
                 kind: stage.kind,
-                plan: stage.plan,
                 state: StageState::Waiting,
                 message: String::new(),
                 outputs: None,
@@ -155,15 +192,33 @@ mod tests {
             fingerprint: format!("fp-{name}"),
             architecture: String::new(),
         });
-        let output = NamedOutput { name: "model.safetensors".into(), id: format!("{name}#"), size_bytes: 1 };
+        let names: &[&str] = match stage.kind.as_str() {
+            "train" => &["model.safetensors", "training.json"],
+            "label" => &["examples.jsonl", "counts.json"],
+            _ => &["rows.jsonl"],
+        };
+        let artifacts = names.iter().map(|output| NamedOutput {
+            name: (*output).into(),
+            id: format!("{name}#{output}"),
+            size_bytes: 1,
+        });
         stage.outputs = state.has_outputs().then(|| {
-            vec![ShardOutput { artifacts: vec![output], resolved: resolved.to_vec(), truncated_rows: None }]
+            vec![ShardOutput {
+                artifacts: artifacts.collect(),
+                resolved: resolved.to_vec(),
+                ..Default::default()
+            }]
         });
     }
 
     /// `open name xN` / `skip name` / `finish state`, a line a step.
     fn shown(spec: &v1::BigbenchSpec, stages: &[StageRow]) -> Vec<String> {
-        next_steps(spec, stages)
+        shown_of(&graph(spec), &record(stages))
+    }
+
+    fn shown_of(graph: &Graph, record: &JobRecord) -> Vec<String> {
+        let stages = &record.stages;
+        next_steps(graph, record)
             .iter()
             .map(|step| match step {
                 Step::Open { stage, shards, .. } => {
@@ -180,7 +235,7 @@ mod tests {
     }
 
     fn follow(stages: &mut [StageRow], spec: &v1::BigbenchSpec) {
-        for step in next_steps(spec, stages) {
+        for step in next_steps(&graph(spec), &record(stages)) {
             if let Step::Skip { stage, .. } = step {
                 stages[stage as usize].state = StageState::Skipped;
             }
@@ -265,7 +320,7 @@ mod tests {
         let fingerprints = |spec: &v1::BigbenchSpec| -> Vec<Option<String>> {
             let mut stages = rows(spec);
             set(&mut stages, "resolve", Succeeded);
-            next_steps(spec, &stages)
+            next_steps(&graph(spec), &record(&stages))
                 .into_iter()
                 .map(|step| match step {
                     Step::Open { fingerprint, .. } => fingerprint,
@@ -285,5 +340,285 @@ mod tests {
         assert_eq!(changed[1..], base[1..], "fine-tuning does not decide generations");
         other.dtype = "bf16".into();
         assert!(fingerprints(&other).iter().all(|fingerprint| !base.contains(fingerprint)));
+    }
+
+    fn file(name: &str, rows: u64) -> Option<v1::RowFile> {
+        Some(v1::RowFile { name: name.into(), artifact: artifact(name), rows })
+    }
+
+    fn decodings() -> Option<v1::GenerationSettings> {
+        let decoding = v1::Decoding { name: "beam4".into(), num_samples: 2, ..Default::default() };
+        Some(v1::GenerationSettings { decodings: vec![decoding], ..Default::default() })
+    }
+
+    fn tuning() -> Option<v1::FineTuning> {
+        Some(v1::FineTuning { batch_size: 8, accumulate: 16, ..Default::default() })
+    }
+
+    /// `name <- needs (units)`, a line a stage.
+    fn layout(graph: &Graph) -> Vec<String> {
+        let name = |index: usize| graph.nodes[index].name.as_str();
+        graph
+            .nodes
+            .iter()
+            .map(|node| {
+                let needs: Vec<&str> = node.work.needs().into_iter().map(|need| name(need.index())).collect();
+                format!("{} <- {} ({})", node.name, needs.join(" "), node.units)
+            })
+            .collect()
+    }
+
+    fn generated() -> v1::AdaptSpec {
+        v1::AdaptSpec {
+            scorer: "cappy".into(),
+            train: file("mine", 100),
+            validation: file("held", 10),
+            form: v1::ExampleForm::References.into(),
+            model: "google/gen".into(),
+            generation: decodings(),
+            fine_tuning: tuning(),
+            ..Default::default()
+        }
+    }
+
+    #[test]
+    fn every_kind_lays_out_its_stages() {
+        use v1::job_spec::Kind;
+        let bigbench = v1::BigbenchSpec {
+            subsets: vec![
+                v1::BigbenchSubset {
+                    name: "a".into(),
+                    train_rows: 10,
+                    validation_rows: 5,
+                    ..Default::default()
+                },
+                v1::BigbenchSubset {
+                    name: "b".into(),
+                    train_rows: 10,
+                    validation_rows: 5,
+                    generated: true,
+                    ..Default::default()
+                },
+            ],
+            fine_tuning: Some(v1::FineTuning { train_size: 1000, ..tuning().unwrap() }),
+            ..Default::default()
+        };
+        let generate = v1::GenerateSpec {
+            model: "m".into(),
+            files: ["x", "y"]
+                .map(|name| v1::GenerateFile { rows: file(name, 40), log_likelihood: true })
+                .to_vec(),
+            ..Default::default()
+        };
+        let boost = v1::BoostSpec { scorer: "s".into(), input: file("in", 40), ..Default::default() };
+        let made = v1::BoostSpec { model: "m".into(), generation: decodings(), ..boost.clone() };
+        let adapt = v1::AdaptSpec {
+            scorer: "s".into(),
+            train: file("mine", 1000),
+            form: v1::ExampleForm::Labelled.into(),
+            fine_tuning: tuning(),
+            ..Default::default()
+        };
+        let pretrain = v1::PretrainSpec {
+            scorer: "s".into(),
+            examples: file("mix", 1000),
+            prompts: file("asked", 100),
+            models: vec!["bart0".into(), "t0".into()],
+            generation: decodings(),
+            validation: file("held", 10),
+            fine_tuning: tuning(),
+            ..Default::default()
+        };
+        for (kind, expected) in [
+            (
+                Kind::Bigbench(bigbench),
+                &[
+                    "resolve <-  (1)",
+                    "generate/a/train <- resolve (10)",
+                    "generate/a/validation <- resolve (5)",
+                    "label/a <- generate/a/train (10)",
+                    "train/a <- resolve label/a (8)",
+                    "score/a <- generate/a/validation train/a (5)",
+                    "select/a <- generate/a/validation score/a (5)",
+                    "label/b <-  (10)",
+                    "train/b <- resolve label/b (8)",
+                    "score/b <- train/b (5)",
+                    "select/b <- score/b (5)",
+                    "report <- select/a select/b (2)",
+                ][..],
+            ),
+            (
+                Kind::Generate(generate),
+                &["resolve <-  (1)", "generate/x <- resolve (40)", "generate/y <- resolve (40)"],
+            ),
+            (
+                Kind::Score(v1::ScoreSpec {
+                    scorer: "s".into(),
+                    input: file("in", 40),
+                    ..Default::default()
+                }),
+                &["resolve <-  (1)", "score <- resolve (40)"],
+            ),
+            (Kind::Boost(boost), &["resolve <-  (1)", "score <- resolve (40)", "choose <- score (40)"]),
+            (
+                Kind::Boost(made),
+                &[
+                    "resolve <-  (1)",
+                    "generate <- resolve (40)",
+                    "score <- generate resolve (40)",
+                    "choose <- score (40)",
+                ],
+            ),
+            (
+                Kind::Promptsource(v1::PromptsourceSpec {
+                    scorer: "s".into(),
+                    input: file("in", 40),
+                    ..Default::default()
+                }),
+                &["resolve <-  (1)", "score <- resolve (40)", "accuracy <- score (40)"],
+            ),
+            (
+                Kind::Adapt(adapt),
+                &[
+                    "resolve <-  (1)",
+                    "label/train <-  (1000)",
+                    "train <- resolve label/train (8)",
+                    "register <- label/train train (1)",
+                ],
+            ),
+            (
+                Kind::Adapt(generated()),
+                &[
+                    "resolve <-  (1)",
+                    "generate/train <- resolve (100)",
+                    "generate/validation <- resolve (10)",
+                    "label/train <- generate/train (100)",
+                    "label/validation <- generate/validation (10)",
+                    "train <- resolve label/train label/validation (4)",
+                    "register <- label/train label/validation train (1)",
+                ],
+            ),
+            (
+                Kind::Pretrain(pretrain),
+                &[
+                    "resolve <-  (1)",
+                    "generate/bart0 <- resolve (100)",
+                    "generate/t0 <- resolve (100)",
+                    "label/train <- generate/bart0 generate/t0 (1400)",
+                    "label/validation <-  (10)",
+                    "train <- resolve label/train label/validation (11)",
+                    "register <- label/train label/validation train (1)",
+                ],
+            ),
+        ] {
+            assert_eq!(layout(&graph_of(&kind, &[])), expected);
+        }
+    }
+
+    fn first_task(steps: &[Step]) -> (v1::ShardTask, NewShard) {
+        let Some(Step::Open { shards, .. }) = steps.first() else { panic!("{steps:?}") };
+        (prost::Message::decode(shards[0].task.as_slice()).unwrap(), shards[0].clone())
+    }
+
+    #[test]
+    fn a_registered_scorer_needs_no_search_and_comes_as_files() {
+        let model = ModelRecord {
+            id: ModelId::generate(),
+            job: JobId::generate(),
+            title: "cappy adapted on mine".into(),
+            created: 0,
+            fingerprint: "content".into(),
+            files: vec![NamedOutput { name: "model.safetensors".into(), id: "f".into(), size_bytes: 1 }],
+        };
+        let kind = v1::job_spec::Kind::Score(v1::ScoreSpec {
+            scorer: model.id.to_string(),
+            input: file("in", 200),
+            ..Default::default()
+        });
+        let graph = graph_of(&kind, std::slice::from_ref(&model));
+        assert_eq!(layout(&graph), ["score <-  (200)"]);
+        let steps = next_steps(&graph, &record(&rows_of(&graph)));
+        let (task, shard) = first_task(&steps);
+        assert_eq!(shard.rows, Some(RowRange { start: 0, end: 50 }));
+        assert_eq!(shard.requirements.models, ["content"]);
+        let Some(v1::shard_task::Task::Score(score)) = task.task else { panic!("{task:?}") };
+        let scorer = score.scorer.unwrap();
+        assert_eq!(scorer.fingerprint, "content");
+        assert!(matches!(scorer.source, Some(v1::model_ref::Source::Files(files)) if files.files.len() == 1));
+        assert!(score.carry_rows && score.max_tokens == 512);
+    }
+
+    #[test]
+    fn answers_that_are_paid_for_come_in_small_shards_from_the_endpoint() {
+        let endpoint =
+            v1::Endpoint { url: "http://x/v1".into(), model: "tiny".into(), requests_per_minute: 9 };
+        let kind = |per_minute, url: &str| {
+            v1::job_spec::Kind::Generate(v1::GenerateSpec {
+                model: "openai:tiny".into(),
+                endpoint: Some(v1::Endpoint {
+                    requests_per_minute: per_minute,
+                    url: url.into(),
+                    ..endpoint.clone()
+                }),
+                files: vec![v1::GenerateFile { rows: file("in", 100), log_likelihood: false }],
+                generation: decodings(),
+                ..Default::default()
+            })
+        };
+        let open = |kind| {
+            let graph = graph_of(&kind, &[]);
+            let mut stages = rows_of(&graph);
+            set(&mut stages, "resolve", Succeeded);
+            next_steps(&graph, &record(&stages))
+        };
+        let steps = open(kind(9, "http://x/v1"));
+        let (task, shard) = first_task(&steps);
+        assert!(shard.units <= 16 && shard.requirements.endpoint && shard.requirements.models.is_empty());
+        let Some(v1::shard_task::Task::Generate(task)) = task.task else { panic!("{task:?}") };
+        assert_eq!(task.model.unwrap().source, Some(v1::model_ref::Source::Endpoint(endpoint.clone())));
+        let fingerprint = |steps: &[Step]| match &steps[0] {
+            Step::Open { fingerprint, .. } => fingerprint.clone().unwrap(),
+            other => panic!("{other:?}"),
+        };
+        let rate = open(kind(1, "http://x/v1"));
+        assert_eq!(fingerprint(&steps), fingerprint(&rate), "how fast one may ask decides nothing");
+        assert_ne!(fingerprint(&steps), fingerprint(&open(kind(9, "http://y/v1"))));
+    }
+
+    #[test]
+    fn rows_that_were_set_aside_are_told_and_do_not_come_back() {
+        let spec = v1::BoostSpec {
+            scorer: "s".into(),
+            model: "m".into(),
+            input: file("in", 100),
+            generation: decodings(),
+            ..Default::default()
+        };
+        let graph = graph_of(&v1::job_spec::Kind::Boost(spec), &[]);
+        let mut stages = rows_of(&graph);
+        for name in ["resolve", "generate"] {
+            set(&mut stages, name, Succeeded);
+        }
+        stages[1].outputs.as_mut().unwrap()[0].units = Some(98);
+        let (_, shard) = first_task(&next_steps(&graph, &record(&stages)));
+        assert_eq!(shard.rows, Some(RowRange { start: 0, end: 49 }), "98 rows are left to score");
+        for name in ["score", "choose"] {
+            set(&mut stages, name, Succeeded);
+        }
+        let mut record = record(&stages);
+        record.failures = [7, 50]
+            .map(|row| SetAside {
+                shard: ShardId::generate(),
+                stage: "generate".into(),
+                code: "internal".into(),
+                message: "too hard".into(),
+                attempts: 3,
+                rows: Some(RowRange { start: row, end: row + 1 }),
+            })
+            .to_vec();
+        assert_eq!(
+            shown_of(&graph, &record),
+            ["finish partial 2 rows have no result; first: row 7 of `generate`: too hard"]
+        );
     }
 }

@@ -15,7 +15,7 @@ fn default_cost(kind: &str) -> f64 {
         "generate" => 1.0,
         "train" => 8.0,
         "score" => 0.4,
-        "label" | "select" => 0.001,
+        "label" | "select" | "choose" | "accuracy" => 0.001,
         _ => 0.01,
     }
 }
@@ -181,15 +181,20 @@ fn describe(stage: &StageRow) -> String {
     let doing = match stage.kind.as_str() {
         "resolve" => return "finding the models".into(),
         "report" => return "reporting".into(),
+        "register" => return "registering the model".into(),
         "generate" => "generating",
         "label" => "labelling",
         "train" => "training",
         "score" => "scoring",
         "select" => "selecting",
+        "choose" => "choosing",
+        "accuracy" => "measuring accuracy",
         other => other,
     };
-    let what = stage.name.split_once('/').map_or(stage.name.as_str(), |(_, rest)| rest);
-    format!("{doing} {what}")
+    match stage.name.split_once('/') {
+        Some((_, what)) => format!("{doing} {what}"),
+        None => doing.to_owned(),
+    }
 }
 
 #[cfg(test)]
@@ -201,7 +206,6 @@ mod tests {
             index,
             name: format!("{kind}/word_sorting"),
             kind: kind.into(),
-            plan: String::new(),
             state,
             message: String::new(),
             outputs: None,

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use cappy_proto::{WorkerId, v1};
 use tonic::{Request, Response, Status};
 
-use super::status::bad_field;
+use super::{status::bad_field, view};
 use crate::context::Context;
 
 #[derive(Clone)]
@@ -66,14 +66,30 @@ impl v1::cluster_service_server::ClusterService for Clusters {
             .into_iter()
             .map(|(fingerprint, worker_ids)| v1::ResidentModel { fingerprint, worker_ids })
             .collect();
-        Ok(Response::new(v1::ListModelsResponse { models, registered: Vec::new() }))
+        let registered = self.context.store.list_models().await?.iter().map(view::model).collect();
+        Ok(Response::new(v1::ListModelsResponse { models, registered }))
     }
 
     async fn get_model(
         &self,
         request: Request<v1::GetModelRequest>,
     ) -> Result<Response<v1::GetModelResponse>, Status> {
-        let shown: String = request.into_inner().model_id.chars().take(64).collect();
-        Err(Status::not_found(format!("no registered model `{shown}`")))
+        let text = request.into_inner().model_id;
+        if text.is_empty() {
+            return Err(bad_field("model_id", "give a model's id or a unique prefix of one"));
+        }
+        let model = self.context.store.find_model(&text).await?;
+        let files = model
+            .files
+            .iter()
+            .map(|file| v1::NamedArtifact {
+                name: file.name.clone(),
+                artifact: Some(v1::Artifact { id: file.id.clone(), size_bytes: file.size_bytes }),
+            })
+            .collect();
+        Ok(Response::new(v1::GetModelResponse {
+            model: Some(view::model(&model)),
+            files: Some(v1::ModelFiles { files }),
+        }))
     }
 }

@@ -2,7 +2,7 @@
 
 use std::pin::Pin;
 
-use cappy_proto::{JobId, v1};
+use cappy_proto::{JobId, ModelId, v1};
 use futures::{Stream, StreamExt as _, stream};
 use prost::Message as _;
 use tonic::{Request, Response, Status};
@@ -14,8 +14,8 @@ use super::{
 use crate::{
     context::Context,
     metrics::add,
-    planner::{self, Violation, bigbench_spec, required_artifacts, result_files},
-    store::{JobRecord, NewJob, Submitted},
+    planner::{self, Registry, Violation, required_artifacts, result_files},
+    store::{JobRecord, ModelRecord, NewJob, StoreError, Submitted},
 };
 
 /// Jobs on a page when the client does not say.
@@ -53,7 +53,7 @@ impl Jobs {
     }
 
     /// Artifacts that the spec reads must be there, or the job would fail later and further from its cause.
-    async fn check_artifacts(&self, spec: &v1::BigbenchSpec) -> Result<Vec<Violation>, Status> {
+    async fn check_artifacts(&self, spec: &v1::JobSpec) -> Result<Vec<Violation>, Status> {
         let mut violations = Vec::new();
         for (field, artifact) in required_artifacts(spec) {
             match self.context.store.artifact(&artifact.id).await? {
@@ -67,6 +67,26 @@ impl Jobs {
         }
         Ok(violations)
     }
+
+    /// The registered model that a spec names as its scorer; its id is completed in the spec, so that the plan stays
+    /// what it is when other models come.
+    async fn registered_scorer(&self, spec: &mut v1::JobSpec) -> Result<Option<ModelRecord>, Status> {
+        let Some(kind) = planner::kind_of_mut(spec) else { return Ok(None) };
+        let field = format!("spec.{}.scorer", kind.word());
+        let Some(scorer) = kind.scorer_mut() else { return Ok(None) };
+        if !scorer.starts_with(ModelId::PREFIX) {
+            return Ok(None);
+        }
+        let model = match self.context.store.find_model(scorer).await {
+            Ok(model) => model,
+            Err(error @ (StoreError::NotFound { .. } | StoreError::Ambiguous { .. })) => {
+                return Err(bad_field(&field, error.to_string()));
+            }
+            Err(error) => return Err(error.into()),
+        };
+        *scorer = model.id.to_string();
+        Ok(Some(model))
+    }
 }
 
 #[tonic::async_trait]
@@ -79,25 +99,26 @@ impl v1::job_service_server::JobService for Jobs {
         if request.idempotency_key.len() > MAX_KEY_BYTES {
             return Err(bad_field("idempotency_key", "at most 256 bytes"));
         }
-        let Some(v1::JobSpec { kind: Some(v1::job_spec::Kind::Bigbench(bigbench)), .. }) = &request.spec
-        else {
-            return Err(bad_field("spec.kind", "say what kind of job this is; known: bigbench"));
-        };
-        let mut violations = planner::validate(bigbench);
+        let mut spec = request.spec.unwrap_or_default();
+        let mut violations = planner::check(&spec);
         if violations.is_empty() {
-            violations = self.check_artifacts(bigbench).await?;
+            violations = self.check_artifacts(&spec).await?;
         }
         if !violations.is_empty() {
             return Err(bad_fields(violations));
         }
+        let models: Vec<ModelRecord> = self.registered_scorer(&mut spec).await?.into_iter().collect();
+        let kind = planner::kind_of(&spec).ok_or_else(|| bad_field("spec.kind", "is missing"))?;
         let id = JobId::generate();
         let job = NewJob {
             id: id.clone(),
             idempotency_key: Some(request.idempotency_key).filter(|key| !key.is_empty()),
-            kind: "bigbench".into(),
-            title: planner::title(bigbench),
-            stages: planner::plan(bigbench),
-            spec: request.spec.as_ref().map(|spec| spec.encode_to_vec()).unwrap_or_default(),
+            kind: kind.word().into(),
+            title: kind.title(),
+            priority: spec.priority,
+            stages: kind.graph(Registry(&models)).stages(),
+            models: models.into_iter().map(|model| model.id).collect(),
+            spec: spec.encode_to_vec(),
         };
         let (id, existing) = match self.context.store.submit(job).await? {
             Submitted::New => (id, false),
@@ -187,8 +208,12 @@ impl v1::job_service_server::JobService for Jobs {
         request: Request<v1::DeleteJobRequest>,
     ) -> Result<Response<v1::DeleteJobResponse>, Status> {
         let id = self.find(&request.into_inner().job_id).await?;
-        self.context.store.delete(&id).await?;
-        Ok(Response::new(v1::DeleteJobResponse {}))
+        let models = self.context.store.delete(&id).await?;
+        for model in &models {
+            tracing::info!(job = %id, %model, "the job's model went with it");
+        }
+        let models = models.into_iter().map(String::from).collect();
+        Ok(Response::new(v1::DeleteJobResponse { models }))
     }
 
     type GetResultsStream = Replies<v1::GetResultsResponse>;
@@ -198,9 +223,9 @@ impl v1::job_service_server::JobService for Jobs {
         request: Request<v1::GetResultsRequest>,
     ) -> Result<Response<Self::GetResultsStream>, Status> {
         let record = self.record(&request.into_inner().job_id).await?;
-        let spec = bigbench_spec(&record)
+        let graph = planner::graph_of(&record)
             .ok_or_else(|| Status::failed_precondition("the job was written by another version"))?;
-        let pages: Vec<Result<v1::GetResultsResponse, Status>> = result_files(&spec, &record.stages)
+        let pages: Vec<Result<v1::GetResultsResponse, Status>> = result_files(&graph, &record.stages)
             .chunks(STREAM_PAGE)
             .map(|files| {
                 let files = files

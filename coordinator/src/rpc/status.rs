@@ -47,7 +47,7 @@ impl From<StoreError> for Status {
         let text = error.to_string();
         match error {
             StoreError::NotFound { .. } => Self::not_found(text),
-            StoreError::Ambiguous { .. } => bad_field("job_id", text),
+            StoreError::Ambiguous { what, .. } => bad_field(&format!("{what}_id"), text),
             StoreError::WrongState(_) | StoreError::Fenced { .. } | StoreError::UnknownArtifact { .. } => {
                 Self::failed_precondition(text)
             }

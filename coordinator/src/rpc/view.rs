@@ -3,12 +3,11 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use cappy_proto::v1;
-use prost::Message as _;
 
 use crate::{
     context::Context,
     planner,
-    store::{JobRecord, JobRow, Millis},
+    store::{JobRecord, JobRow, Millis, ModelRecord},
 };
 
 pub(super) fn time(millis: Millis) -> Option<prost_types::Timestamp> {
@@ -27,14 +26,28 @@ pub(super) fn row(row: &JobRow) -> v1::Job {
         update_time: time(row.updated),
         end_time: row.ended.and_then(time),
         message: row.message.clone(),
+        model_id: row.model.as_ref().map(ToString::to_string).unwrap_or_default(),
         ..Default::default()
+    }
+}
+
+/// A registered model without its files.
+pub(super) fn model(model: &ModelRecord) -> v1::RegisteredModel {
+    v1::RegisteredModel {
+        id: model.id.to_string(),
+        job_id: model.job.to_string(),
+        title: model.title.clone(),
+        create_time: time(model.created),
+        fingerprint: model.fingerprint.clone(),
+        size_bytes: model.files.iter().map(|file| file.size_bytes).sum(),
     }
 }
 
 /// The whole job as it is now.
 pub(super) fn job(context: &Context, record: &JobRecord) -> v1::Job {
-    let spec = planner::bigbench_spec(record);
-    let backend = spec.as_ref().map(|spec| spec.backend.as_str()).unwrap_or_default();
+    let spec = planner::spec_of(record);
+    let kind = spec.as_ref().and_then(planner::kind_of);
+    let backend = kind.map(|kind| kind.run().0).unwrap_or_default();
     let running = context.cluster.running(&record.row.id);
     let facts = context.cluster.facts(backend);
     let progress = planner::progress(record.row.state, &record.stages, &running, backend, facts);
@@ -68,7 +81,8 @@ pub(super) fn job(context: &Context, record: &JobRecord) -> v1::Job {
             code: failure.code.clone(),
             message: failure.message.clone(),
             attempts: failure.attempts,
-            ..v1::Failure::default()
+            row_start: failure.rows.map_or(0, |rows| rows.start),
+            row_end: failure.rows.map_or(0, |rows| rows.end),
         })
         .collect();
     v1::Job {
@@ -82,7 +96,7 @@ pub(super) fn job(context: &Context, record: &JobRecord) -> v1::Job {
         }),
         stages,
         failures,
-        spec: v1::JobSpec::decode(record.spec.as_slice()).ok(),
+        spec,
         ..row(&record.row)
     }
 }

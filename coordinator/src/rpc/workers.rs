@@ -96,7 +96,7 @@ impl v1::worker_service_server::WorkerService for Workers {
             })
             .collect();
         let truncated_rows = request.stats.map(|stats| stats.truncated_rows);
-        let output = ShardOutput { artifacts, resolved, truncated_rows };
+        let output = ShardOutput { artifacts, resolved, truncated_rows, ..Default::default() };
         let completed = self.context.store.complete(&key, output).await?;
         self.context.cluster.end_lease(&key.lease, &ids);
         if completed.newly_committed {

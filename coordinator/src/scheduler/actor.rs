@@ -131,8 +131,8 @@ impl Scheduler {
             if record.row.state.is_terminal() {
                 return Ok(());
             }
-            let steps = match planner::bigbench_spec(&record) {
-                Some(spec) => planner::next_steps(&spec, &record.stages),
+            let steps = match planner::graph_of(&record) {
+                Some(graph) => planner::next_steps(&graph, &record),
                 None => vec![Step::Finish {
                     state: crate::store::JobState::Failed,
                     message: "the job was written by another version of the coordinator".into(),
@@ -213,6 +213,7 @@ impl Scheduler {
     ) -> Result<(), StoreError> {
         let failure = match v1::ShardTask::decode(granted.task.as_slice()) {
             Ok(task) => {
+                let task = planner::with_rows(task, granted.rows);
                 let inputs = shard.map(|shard| shard.requirements.inputs.as_slice()).unwrap_or_default();
                 if self.context.cluster.send_lease(worker, granted, task, inputs) {
                     return Ok(());

@@ -1,11 +1,14 @@
 //! Which shard goes to which worker.
 //!
-//! The problem: free slots are few, pending shards many. Jobs share the slots evenly, an older job first where they are
-//! even; within a job, shards go in stage order. Among the workers that can run a shard, the one that has its models
+//! The problem: free slots are few, pending shards many. A job of higher priority goes first; jobs of one priority share
+//! the slots evenly, an older job first where they are even; within a job, shards go in stage order. Among the workers that can run a shard, the one that has its models
 //! in memory is best, then the one that has most of its inputs, then the one with most free slots. A worker on which
 //! the shard just failed is taken only if there is no other.
 
-use std::collections::{BTreeSet, HashSet};
+use std::{
+    cmp::Reverse,
+    collections::{BTreeSet, HashSet},
+};
 
 use cappy_proto::{ShardId, WorkerId};
 
@@ -40,25 +43,21 @@ pub(crate) struct Candidate {
 /// Pairs pending shards with free slots. `jobs` are oldest first; shards that run on the coordinator are not looked at.
 pub(crate) fn place(jobs: &[PendingJob], mut offers: Vec<Offer>) -> Vec<Candidate> {
     struct Queue<'a> {
-        leased: u32,
-        order: i64,
+        /// What goes first is least.
+        rank: (Reverse<i32>, u32, i64),
         shards: Vec<&'a PendingShard>,
     }
     let mut queues: Vec<Queue<'_>> = jobs
         .iter()
         .map(|job| Queue {
-            leased: job.leased,
-            order: job.job,
+            rank: (Reverse(job.priority), job.leased, job.job),
             // Popped from the end.
             shards: job.shards.iter().filter(|shard| !shard.requirements.local).rev().collect(),
         })
         .collect();
     let mut placed = Vec::new();
     while offers.iter().any(|offer| offer.free_slots > 0) {
-        let next = queues
-            .iter_mut()
-            .filter(|queue| !queue.shards.is_empty())
-            .min_by_key(|queue| (queue.leased, queue.order));
+        let next = queues.iter_mut().filter(|queue| !queue.shards.is_empty()).min_by_key(|queue| queue.rank);
         let Some(queue) = next else { break };
         let shard = queue.shards.pop().expect("the queue is not empty");
         let best = offers
@@ -67,7 +66,7 @@ pub(crate) fn place(jobs: &[PendingJob], mut offers: Vec<Offer>) -> Vec<Candidat
             .max_by(|a, b| preference(a, shard).cmp(&preference(b, shard)));
         let Some(offer) = best else { continue };
         offer.free_slots -= 1;
-        queue.leased += 1;
+        queue.rank.1 += 1;
         placed.push(Candidate { shard: shard.id.clone(), worker: offer.worker.clone() });
     }
     placed
@@ -77,14 +76,14 @@ pub(crate) fn place(jobs: &[PendingJob], mut offers: Vec<Offer>) -> Vec<Candidat
 fn preference<'a>(
     offer: &'a Offer,
     shard: &PendingShard,
-) -> (bool, usize, usize, u32, std::cmp::Reverse<&'a WorkerId>) {
+) -> (bool, usize, usize, u32, Reverse<&'a WorkerId>) {
     let wanted = &shard.requirements;
     (
         shard.last_worker.as_ref() != Some(&offer.worker),
         wanted.models.iter().filter(|model| offer.resident.contains(*model)).count(),
         wanted.inputs.iter().filter(|input| offer.artifacts.contains(*input)).count(),
         offer.free_slots,
-        std::cmp::Reverse(&offer.worker),
+        Reverse(&offer.worker),
     )
 }
 
@@ -94,7 +93,7 @@ mod tests {
     use crate::store::Requirements;
 
     fn job(order: i64, leased: u32, shards: Vec<PendingShard>) -> PendingJob {
-        PendingJob { job: order, leased, shards }
+        PendingJob { job: order, priority: 0, leased, shards }
     }
 
     fn shard(requirements: Requirements) -> PendingShard {

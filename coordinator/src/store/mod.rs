@@ -13,7 +13,7 @@ mod suite;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use cappy_proto::{JobId, LeaseId, ShardId, WorkerId};
+use cappy_proto::{JobId, LeaseId, ModelId, ShardId, WorkerId};
 
 pub(crate) use sqlite::SqliteStore;
 pub(crate) use types::*;
@@ -39,8 +39,9 @@ pub(crate) trait JobStore: Send + Sync + 'static {
     async fn cancel(&self, id: &JobId) -> Result<(bool, Vec<Revoked>)>;
     /// Stops or resumes the granting of leases. False: it was so before. An ended job is refused.
     async fn set_paused(&self, id: &JobId, paused: bool) -> Result<bool>;
-    /// Forgets an ended job. A job that has not ended is refused.
-    async fn delete(&self, id: &JobId) -> Result<()>;
+    /// Forgets an ended job, and with it the model that it made unless another job made the same. Refused while the job
+    /// has not ended, and while another that has not ended needs the model. Returns the models that are gone.
+    async fn delete(&self, id: &JobId) -> Result<Vec<ModelId>>;
 
     /// Applies the planner's steps in one transaction.
     async fn apply(&self, job: &JobId, steps: Vec<Step>) -> Result<Vec<Revoked>>;
@@ -66,6 +67,11 @@ pub(crate) trait JobStore: Send + Sync + 'static {
     /// Takes back leases whose deadline has passed.
     async fn expire(&self, retry: &RetryPolicy) -> Result<FailOutcome>;
 
+    /// The registered model that `text` names: an id or a unique prefix of one.
+    async fn find_model(&self, text: &str) -> Result<ModelRecord>;
+    /// All registered models, newest first.
+    async fn list_models(&self) -> Result<Vec<ModelRecord>>;
+
     /// Makes an uploaded artifact known; the row is its commit point.
     async fn record_artifact(&self, id: &str, size_bytes: u64) -> Result<()>;
     /// Size of a known artifact.
@@ -86,8 +92,8 @@ pub(crate) trait JobStore: Send + Sync + 'static {
 pub(crate) enum StoreError {
     #[error("no {what} `{id}`")]
     NotFound { what: &'static str, id: String },
-    #[error("`{prefix}` names several jobs: {}", .candidates.join(", "))]
-    Ambiguous { prefix: String, candidates: Vec<String> },
+    #[error("`{prefix}` names several {what}s: {}", .candidates.join(", "))]
+    Ambiguous { what: &'static str, prefix: String, candidates: Vec<String> },
     #[error("{0}")]
     WrongState(String),
     #[error("lease `{lease}` is no longer held: {reason}")]

@@ -23,6 +23,7 @@ macro_rules! job_store_suite {
             a_paused_job_gets_no_leases,
             only_ended_jobs_are_deleted,
             unknown_artifacts_are_not_committed,
+            a_trained_model_is_registered_once_and_goes_with_its_last_maker,
         );
         #[tokio::test]
         async fn a_store_opened_again_knows_everything() {
@@ -60,12 +61,14 @@ pub(super) fn new_job(key: Option<&str>, stages: usize) -> NewJob {
         kind: "bigbench".into(),
         title: "a title".into(),
         spec: b"spec".to_vec(),
+        priority: 0,
+        models: Vec::new(),
         stages: (0..stages)
             .map(|index| NewStage {
                 name: format!("stage/{index}"),
                 kind: "generate".into(),
-                plan: "{}".into(),
                 units_total: 10,
+                spares_rows: false,
             })
             .collect(),
     }
@@ -77,6 +80,7 @@ pub(super) fn shards(count: usize) -> Vec<NewShard> {
         .map(|index| NewShard {
             task: vec![u8::try_from(index).unwrap()],
             units: 5,
+            rows: None,
             requirements: requirements.clone(),
         })
         .collect()
@@ -201,6 +205,7 @@ pub(super) async fn stages_open_commit_and_are_reused(store: &dyn JobStore, _: &
 
     let reusable = store.reusable("fp").await.unwrap().unwrap();
     assert_eq!(reusable, outputs);
+    assert_eq!(outputs.iter().map(|shard| shard.units).collect::<Vec<_>>(), [Some(5), Some(5)]);
     let reuse = Step::Reuse { stage: 1, fingerprint: "fp".into(), outputs: reusable };
     let skip_late = Step::Skip { stage: 1, message: "late".into() };
     let finish = Step::Finish { state: JobState::Succeeded, message: String::new() };
@@ -321,6 +326,7 @@ pub(super) async fn attempts_are_counted_and_the_last_ends_the_stage(
         code: "internal".into(),
         message: "it broke".into(),
         attempts: 3,
+        rows: None,
     };
     assert_eq!(record.failures, [set_aside]);
     assert!(!record.row.state.is_terminal(), "the planner ends the job");
@@ -392,6 +398,55 @@ pub(super) async fn unknown_artifacts_are_not_committed(store: &dyn JobStore, _:
     assert_eq!(shard_of(store, &job).await.shards_done, 0);
     let made = ShardOutput { artifacts: vec![artifact("known", 7)], ..Default::default() };
     assert!(store.complete(&key(&granted), made).await.unwrap().newly_committed);
+}
+
+pub(super) async fn a_trained_model_is_registered_once_and_goes_with_its_last_maker(
+    store: &dyn JobStore,
+    advance: &impl Fn(Duration),
+) {
+    let (first, granted) = running_job(store, 1).await;
+    let mut made = output(store, "weights").await;
+    let new = NewModel {
+        title: "a adapted on b".into(),
+        fingerprint: "content".into(),
+        files: made.artifacts.clone(),
+    };
+    made.model = Some(new.clone());
+    store.complete(&key(&granted), made).await.unwrap();
+    let model = store.find_model("mdl_").await.unwrap();
+    assert_eq!((&model.job, &model.title, &model.files), (&first, &new.title, &new.files));
+    assert_eq!(store.job(&first).await.unwrap().row.model.as_ref(), Some(&model.id));
+
+    // A second job reuses the stage: the same content is the same model, and belongs to both.
+    advance(Duration::from_secs(1));
+    let second = new_job(None, 1);
+    let second_id = second.id.clone();
+    store.submit(second).await.unwrap();
+    let outputs = store.reusable("fp").await.unwrap().unwrap();
+    let reuse = Step::Reuse { stage: 0, fingerprint: "fp".into(), outputs };
+    let finish = || Step::Finish { state: JobState::Succeeded, message: String::new() };
+    store.apply(&second_id, vec![reuse, finish()]).await.unwrap();
+    assert_eq!(store.list_models().await.unwrap(), std::slice::from_ref(&model));
+    assert_eq!(store.list_jobs(1, None).await.unwrap()[0].model.as_ref(), Some(&model.id));
+
+    let mut user = new_job(None, 1);
+    user.models = vec![model.id.clone()];
+    let user_id = user.id.clone();
+    store.submit(user).await.unwrap();
+    assert_eq!(store.job(&user_id).await.unwrap().models, std::slice::from_ref(&model));
+
+    store.apply(&first, vec![finish()]).await.unwrap();
+    assert!(store.delete(&first).await.unwrap().is_empty(), "the other job made it too");
+    let refused = store.delete(&second_id).await.unwrap_err().to_string();
+    assert!(refused.contains(model.id.as_str()) && refused.contains(user_id.as_str()), "{refused}");
+    assert_eq!(store.find_model(model.id.as_str()).await.unwrap().job, second_id);
+    store.cancel(&user_id).await.unwrap();
+    assert_eq!(store.delete(&second_id).await.unwrap(), std::slice::from_ref(&model.id));
+    assert!(matches!(store.find_model(model.id.as_str()).await, Err(StoreError::NotFound { .. })));
+    assert!(store.job(&user_id).await.unwrap().models.is_empty());
+    let mut late = new_job(None, 1);
+    late.models = vec![model.id];
+    assert!(matches!(store.submit(late).await, Err(StoreError::NotFound { what: "model", .. })));
 }
 
 pub(super) async fn finds_it_again(store: &dyn JobStore, job: &JobId, granted: &Granted) {

@@ -1,6 +1,6 @@
 //! What the store keeps and what it answers, in the words of the design. Times are milliseconds of the store's clock.
 
-use cappy_proto::{JobId, LeaseId, ShardId, WorkerId};
+use cappy_proto::{JobId, LeaseId, ModelId, ShardId, WorkerId};
 use serde::{Deserialize, Serialize};
 
 /// Milliseconds since the Unix epoch by the store's clock.
@@ -136,6 +136,40 @@ pub(crate) struct ResolvedModel {
     pub(crate) architecture: String,
 }
 
+/// A trained model, for the store to register.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct NewModel {
+    pub(crate) title: String,
+    /// Of its content: the same content is the same model.
+    pub(crate) fingerprint: String,
+    pub(crate) files: Vec<NamedOutput>,
+}
+
+/// A registered model.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct ModelRecord {
+    pub(crate) id: ModelId,
+    /// The first of the jobs that made it.
+    pub(crate) job: JobId,
+    pub(crate) title: String,
+    pub(crate) created: Millis,
+    pub(crate) fingerprint: String,
+    pub(crate) files: Vec<NamedOutput>,
+}
+
+/// Rows `[start, end)` of a stage's input.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct RowRange {
+    pub(crate) start: u64,
+    pub(crate) end: u64,
+}
+
+impl RowRange {
+    pub(crate) const fn len(self) -> u64 {
+        self.end.saturating_sub(self.start)
+    }
+}
+
 /// What one shard produced.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct ShardOutput {
@@ -145,6 +179,12 @@ pub(crate) struct ShardOutput {
     /// Rows cut to a model's maximum length.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) truncated_rows: Option<u64>,
+    /// Units of the shard, which are rows where it is one of rows; the store adds them when the stage ends.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) units: Option<u64>,
+    /// A model to register with the commit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) model: Option<NewModel>,
 }
 
 /// What a stage produced: one entry a shard, in row order.
@@ -159,7 +199,11 @@ pub(crate) struct NewJob {
     pub(crate) title: String,
     /// Encoded `JobSpec`.
     pub(crate) spec: Vec<u8>,
+    /// The higher goes first.
+    pub(crate) priority: i32,
     pub(crate) stages: Vec<NewStage>,
+    /// Registered models that it names.
+    pub(crate) models: Vec<ModelId>,
 }
 
 /// A stage to write. Its index is its place in [`NewJob::stages`].
@@ -167,10 +211,10 @@ pub(crate) struct NewJob {
 pub(crate) struct NewStage {
     pub(crate) name: String,
     pub(crate) kind: String,
-    /// The planner's own description, opaque to the store.
-    pub(crate) plan: String,
     /// Estimate until the stage opens.
     pub(crate) units_total: u64,
+    /// A row that fails everywhere is set aside, and the rest of the stage goes on.
+    pub(crate) spares_rows: bool,
 }
 
 /// Where a shard can run and where it would rather run.
@@ -188,14 +232,19 @@ pub(crate) struct Requirements {
     /// Artifacts that it reads.
     #[serde(default)]
     pub(crate) inputs: Vec<String>,
+    /// Asks an endpoint, where every answer is paid for.
+    #[serde(default)]
+    pub(crate) endpoint: bool,
 }
 
 /// A shard to write when its stage opens.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct NewShard {
-    /// Encoded task, opaque to the store.
+    /// Encoded task, opaque to the store; without its rows.
     pub(crate) task: Vec<u8>,
     pub(crate) units: u64,
+    /// Which rows, where it is one of rows.
+    pub(crate) rows: Option<RowRange>,
     pub(crate) requirements: Requirements,
 }
 
@@ -226,6 +275,8 @@ pub(crate) struct JobRow {
     pub(crate) created: Millis,
     pub(crate) updated: Millis,
     pub(crate) ended: Option<Millis>,
+    /// The model that it made.
+    pub(crate) model: Option<ModelId>,
 }
 
 /// A stage's row.
@@ -234,7 +285,6 @@ pub(crate) struct StageRow {
     pub(crate) index: u32,
     pub(crate) name: String,
     pub(crate) kind: String,
-    pub(crate) plan: String,
     pub(crate) state: StageState,
     pub(crate) message: String,
     /// Present once the stage has succeeded or was reused.
@@ -257,6 +307,8 @@ pub(crate) struct JobRecord {
     pub(crate) stages: Vec<StageRow>,
     /// Shards set aside.
     pub(crate) failures: Vec<SetAside>,
+    /// Registered models that it names.
+    pub(crate) models: Vec<ModelRecord>,
 }
 
 /// A shard that failed for good.
@@ -267,6 +319,8 @@ pub(crate) struct SetAside {
     pub(crate) code: String,
     pub(crate) message: String,
     pub(crate) attempts: u32,
+    /// The rows that have no result because of it.
+    pub(crate) rows: Option<RowRange>,
 }
 
 /// Answer to a submission.
@@ -290,6 +344,8 @@ pub(crate) struct PendingShard {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct PendingJob {
     pub(crate) job: JobIdOrder,
+    /// The higher goes first.
+    pub(crate) priority: i32,
     /// Shards of the job that are leased now.
     pub(crate) leased: u32,
     /// In stage order, at most the asked number.
@@ -312,6 +368,7 @@ pub(crate) struct Granted {
     pub(crate) attempt: u32,
     pub(crate) task: Vec<u8>,
     pub(crate) units: u64,
+    pub(crate) rows: Option<RowRange>,
 }
 
 /// A lease that its holder goes on with.

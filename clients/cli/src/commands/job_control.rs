@@ -107,8 +107,11 @@ impl OneJob {
     /// Forgets the job.
     pub async fn delete(self, global: &Global, printer: &Printer) -> Outcome {
         let cluster = Cluster::connect(global, Need::Records, printer).await?;
-        cluster.jobs().delete_job(DeleteJobRequest { job_id: self.job.clone() }).await?;
+        let answer = cluster.jobs().delete_job(DeleteJobRequest { job_id: self.job.clone() }).await?;
         printer.note(format!("deleted {}", self.job));
+        for model in answer.into_inner().models {
+            printer.note(format!("deleted {model}, which it had made"));
+        }
         cluster.stop().await;
         Ok(Code::Done)
     }

@@ -1,9 +1,12 @@
 //! Jobs: submission, look-up, pause, removal.
 
-use cappy_proto::JobId;
+use cappy_proto::{JobId, ModelId};
 use rusqlite::{OptionalExtension as _, Transaction, params};
 
-use super::rows::{self, JOB_COLUMNS, collect, job_id, job_row, log, stage_row, to_u32};
+use super::{
+    models,
+    rows::{self, JOB_COLUMNS, collect, job_id, job_row, log, row_range, stage_row, to_u32},
+};
 use crate::store::*;
 
 /// Candidates that an ambiguous prefix lists.
@@ -25,8 +28,8 @@ pub(super) fn submit(tx: &Transaction<'_>, now: Millis, job: &NewJob) -> Result<
         }
     }
     tx.execute(
-        "INSERT INTO jobs (id, idempotency_key, kind, title, spec, state, created_ms, updated_ms)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?7)",
+        "INSERT INTO jobs (id, idempotency_key, kind, title, spec, state, priority, created_ms, updated_ms)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?8)",
         params![
             job.id.as_str(),
             job.idempotency_key,
@@ -34,11 +37,12 @@ pub(super) fn submit(tx: &Transaction<'_>, now: Millis, job: &NewJob) -> Result<
             job.title,
             job.spec,
             JobState::Queued.code(),
+            job.priority,
             now
         ],
     )?;
     let mut insert = tx.prepare_cached(
-        "INSERT INTO stages (job_id, idx, name, kind, plan, state, units_total)
+        "INSERT INTO stages (job_id, idx, name, kind, state, units_total, spares_rows)
          VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
     )?;
     for (index, stage) in job.stages.iter().enumerate() {
@@ -47,10 +51,13 @@ pub(super) fn submit(tx: &Transaction<'_>, now: Millis, job: &NewJob) -> Result<
             rows::to_i64(index as u64),
             stage.name,
             stage.kind,
-            stage.plan,
             StageState::Waiting.code(),
             rows::to_i64(stage.units_total),
+            stage.spares_rows,
         ])?;
+    }
+    for model in &job.models {
+        models::link(tx, &job.id, model, false)?;
     }
     let message = format!("submitted: {} stages", job.stages.len());
     log(tx, now, job.id.as_str(), &rows::Entry { level: "info", message: &message, ..Default::default() })?;
@@ -58,23 +65,34 @@ pub(super) fn submit(tx: &Transaction<'_>, now: Millis, job: &NewJob) -> Result<
 }
 
 pub(super) fn find(tx: &Transaction<'_>, text: &str) -> Result<JobId> {
-    let not_found = || StoreError::NotFound { what: "job", id: text.chars().take(64).collect() };
-    // Ids are lowercase letters, digits and `_`: anything else names no job (and would be a pattern to LIKE).
+    job_id(&find_id(tx, "job", JobId::PREFIX, "jobs", text)?)
+}
+
+/// The id of a `what` in `table` that `text` names: an id, or a unique prefix of one with or without the kind's own.
+pub(super) fn find_id(
+    tx: &Transaction<'_>,
+    what: &'static str,
+    prefix: &str,
+    table: &str,
+    text: &str,
+) -> Result<String> {
+    let not_found = || StoreError::NotFound { what, id: text.chars().take(64).collect() };
+    // Ids are lowercase letters, digits and `_`: anything else names nothing (and would be a pattern to LIKE).
     if text.is_empty() || !text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_') {
         return Err(not_found());
     }
-    let full = if text.starts_with(JobId::PREFIX) { text.to_owned() } else { format!("job_{text}") };
+    let full = if text.starts_with(prefix) { text.to_owned() } else { format!("{prefix}{text}") };
     // `~` sorts after every character of an id.
     let mut ids: Vec<String> = collect(
         tx,
-        "SELECT id FROM jobs WHERE id >= ?1 AND id < ?2 ORDER BY id LIMIT ?3",
+        &format!("SELECT id FROM {table} WHERE id >= ?1 AND id < ?2 ORDER BY id LIMIT ?3"),
         params![full, format!("{full}~"), rows::to_i64(MAX_CANDIDATES as u64)],
         |row| Ok(row.get(0)?),
     )?;
     match ids.len() {
         0 => Err(not_found()),
-        1 => job_id(&ids.remove(0)),
-        _ => Err(StoreError::Ambiguous { prefix: text.to_owned(), candidates: ids }),
+        1 => Ok(ids.remove(0)),
+        _ => Err(StoreError::Ambiguous { what, prefix: text.to_owned(), candidates: ids }),
     }
 }
 
@@ -89,7 +107,7 @@ pub(super) fn record(tx: &Transaction<'_>, id: &JobId) -> Result<JobRecord> {
     let spec = tx.query_row("SELECT spec FROM jobs WHERE id = ?1", [id.as_str()], |row| row.get(0))?;
     let stages = collect(
         tx,
-        "SELECT idx, name, kind, plan, state, message, outputs, shards_done, shards_total, units_done,
+        "SELECT idx, name, kind, state, message, outputs, shards_done, shards_total, units_done,
                 units_total, seconds
          FROM stages WHERE job_id = ?1 ORDER BY idx",
         [id.as_str()],
@@ -97,9 +115,9 @@ pub(super) fn record(tx: &Transaction<'_>, id: &JobId) -> Result<JobRecord> {
     )?;
     let failures = collect(
         tx,
-        "SELECT s.id, g.name, s.failure_code, s.failure_message, s.attempts
+        "SELECT s.id, g.name, s.failure_code, s.failure_message, s.attempts, s.row_start, s.row_end
          FROM shards s JOIN stages g ON g.job_id = s.job_id AND g.idx = s.stage
-         WHERE s.job_id = ?1 AND s.state = ?2 ORDER BY s.stage, s.idx",
+         WHERE s.job_id = ?1 AND s.state = ?2 ORDER BY s.stage, s.row_start, s.idx",
         params![id.as_str(), ShardState::Failed.code()],
         |row| {
             Ok(SetAside {
@@ -108,10 +126,12 @@ pub(super) fn record(tx: &Transaction<'_>, id: &JobId) -> Result<JobRecord> {
                 code: row.get::<_, Option<String>>(2)?.unwrap_or_default(),
                 message: row.get::<_, Option<String>>(3)?.unwrap_or_default(),
                 attempts: to_u32(row.get(4)?),
+                rows: row_range(row.get(5)?, row.get(6)?),
             })
         },
     )?;
-    Ok(JobRecord { row, spec, stages, failures })
+    let models = models::named_by(tx, id)?;
+    Ok(JobRecord { row, spec, stages, failures, models })
 }
 
 pub(super) fn list(tx: &Transaction<'_>, limit: u32, before: Option<&JobId>) -> Result<Vec<JobRow>> {
@@ -164,14 +184,18 @@ pub(super) fn set_paused(tx: &Transaction<'_>, now: Millis, id: &JobId, paused: 
     Ok(true)
 }
 
-pub(super) fn delete(tx: &Transaction<'_>, id: &JobId) -> Result<()> {
+pub(super) fn delete(tx: &Transaction<'_>, id: &JobId) -> Result<Vec<ModelId>> {
     let state = row(tx, id)?.state;
     if !state.is_terminal() {
         let message = format!("job `{id}` has not ended ({}); cancel it first", state.word());
         return Err(StoreError::WrongState(message));
     }
+    let orphans = models::made_by_alone(tx, id)?;
     tx.execute("DELETE FROM jobs WHERE id = ?1", [id.as_str()])?;
-    Ok(())
+    for model in &orphans {
+        models::remove(tx, model)?;
+    }
+    Ok(orphans)
 }
 
 pub(super) fn count(tx: &Transaction<'_>) -> Result<Vec<(JobState, u64)>> {

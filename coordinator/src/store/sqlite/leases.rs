@@ -7,7 +7,7 @@ use cappy_proto::{JobId, LeaseId, ShardId, WorkerId};
 use rusqlite::{OptionalExtension as _, Transaction, params};
 
 use super::{
-    rows::{self, Entry, collect, log, to_i64, to_u32, to_u64},
+    rows::{self, Entry, collect, log, row_range, to_i64, to_u32, to_u64},
     steps,
 };
 use crate::{
@@ -19,19 +19,19 @@ use crate::{
 const EXPIRE_BATCH: u32 = 256;
 
 pub(super) fn pending(tx: &Transaction<'_>, now: Millis, per_job: u32) -> Result<Vec<PendingJob>> {
-    let jobs: Vec<(i64, String)> =
-        collect(tx, "SELECT seq, id FROM jobs WHERE state IN (1, 2) ORDER BY seq", [], |row| {
-            Ok((row.get(0)?, row.get(1)?))
+    let jobs: Vec<(i64, String, i32)> =
+        collect(tx, "SELECT seq, id, priority FROM jobs WHERE state IN (1, 2) ORDER BY seq", [], |row| {
+            Ok((row.get(0)?, row.get(1)?, row.get(2)?))
         })?;
     let mut out = Vec::new();
-    for (seq, job) in jobs {
+    for (seq, job, priority) in jobs {
         let mut shards = Vec::new();
         for local in [true, false] {
             shards.extend(collect(
                 tx,
                 "SELECT id, requirements, worker_id FROM shards
                  WHERE job_id = ?1 AND state = ?2 AND local = ?3 AND not_before_ms <= ?4
-                 ORDER BY stage, idx LIMIT ?5",
+                 ORDER BY stage, row_start, idx LIMIT ?5",
                 params![job, ShardState::Pending.code(), local, now, per_job],
                 |row| {
                     Ok(PendingShard {
@@ -54,7 +54,7 @@ pub(super) fn pending(tx: &Transaction<'_>, now: Millis, per_job: u32) -> Result
             params![job, ShardState::Leased.code()],
             |row| row.get(0),
         )?;
-        out.push(PendingJob { job: seq, leased: to_u32(leased), shards });
+        out.push(PendingJob { job: seq, priority, leased: to_u32(leased), shards });
     }
     Ok(out)
 }
@@ -85,46 +85,46 @@ pub(super) fn lease(
     if changed == 0 {
         return Ok(None);
     }
-    let (token, job, stage, attempts, interruptions, task, units): (
-        i64,
-        String,
-        i64,
-        i64,
-        i64,
-        Vec<u8>,
-        i64,
-    ) = tx.query_row(
-        "SELECT fencing_token, job_id, stage, attempts, interruptions, task, units FROM shards WHERE id = ?1",
+    let (job, attempts, interruptions, mut granted) = tx.query_row(
+        "SELECT fencing_token, job_id, stage, attempts, interruptions, task, units, row_start, row_end
+         FROM shards WHERE id = ?1",
         [shard.as_str()],
-        |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?, row.get(4)?, row.get(5)?, row.get(6)?)),
+        |row| {
+            let attempts: i64 = row.get(3)?;
+            let granted = Granted {
+                lease: lease.clone(),
+                fencing_token: to_u64(row.get(0)?),
+                shard: shard.clone(),
+                job: JobId::generate(),
+                stage: to_u32(row.get(2)?),
+                stage_name: String::new(),
+                attempt: to_u32(attempts) + 1,
+                task: row.get(5)?,
+                units: to_u64(row.get(6)?),
+                rows: row_range(row.get(7)?, row.get(8)?),
+            };
+            Ok((row.get::<_, String>(1)?, attempts, row.get::<_, i64>(4)?, granted))
+        },
     )?;
+    granted.job = rows::job_id(&job)?;
     tx.execute(
         "INSERT INTO leases (id, shard_id, fencing_token, worker_id, granted_ms) VALUES (?1, ?2, ?3, ?4, ?5)",
-        params![lease.as_str(), shard.as_str(), token, worker.as_str(), now],
+        params![lease.as_str(), shard.as_str(), to_i64(granted.fencing_token), worker.as_str(), now],
     )?;
     tx.execute(
         "UPDATE jobs SET state = ?1, updated_ms = ?2 WHERE id = ?3",
         params![JobState::Running.code(), now, job],
     )?;
-    let stage_name: String =
-        tx.query_row("SELECT name FROM stages WHERE job_id = ?1 AND idx = ?2", params![job, stage], |row| {
-            row.get(0)
-        })?;
+    granted.stage_name = tx.query_row(
+        "SELECT name FROM stages WHERE job_id = ?1 AND idx = ?2",
+        params![job, granted.stage],
+        |row| row.get(0),
+    )?;
     if attempts + interruptions > 0 {
         let message = format!("leased again (attempt {})", attempts + 1);
-        log_shard(tx, now, &job, &stage_name, shard, worker.as_str(), "info", &message)?;
+        log_shard(tx, now, &job, &granted.stage_name, shard, worker.as_str(), "info", &message)?;
     }
-    Ok(Some(Granted {
-        lease,
-        fencing_token: to_u64(token),
-        shard: shard.clone(),
-        job: rows::job_id(&job)?,
-        stage: to_u32(stage),
-        stage_name,
-        attempt: to_u32(attempts) + 1,
-        task,
-        units: to_u64(units),
-    }))
+    Ok(Some(granted))
 }
 
 pub(super) fn extend(

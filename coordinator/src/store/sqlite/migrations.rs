@@ -6,7 +6,7 @@ use rusqlite::{Connection, TransactionBehavior};
 use crate::store::{Result, StoreError};
 
 /// Step `i` takes the schema from version `i` to `i + 1`. Steps that were released are never edited.
-const STEPS: [&str; 1] = [include_str!("schema.sql")];
+const STEPS: [&str; 2] = [include_str!("schema.sql"), include_str!("schema_2.sql")];
 
 pub(super) fn migrate(connection: &mut Connection) -> Result<()> {
     apply(connection, &STEPS)
@@ -31,6 +31,8 @@ fn apply(connection: &mut Connection, steps: &[&str]) -> Result<()> {
 mod tests {
     use super::*;
 
+    const KNOWN: i64 = STEPS.len() as i64;
+
     fn version(connection: &Connection) -> i64 {
         connection.query_row("PRAGMA user_version", [], |row| row.get(0)).unwrap()
     }
@@ -40,11 +42,11 @@ mod tests {
         let mut connection = Connection::open_in_memory().unwrap();
         migrate(&mut connection).unwrap();
         migrate(&mut connection).unwrap();
-        assert_eq!(version(&connection), 1);
+        assert_eq!(version(&connection), KNOWN);
 
-        let broken = [STEPS[0], "CREATE TABLE added (id INTEGER); CREATE TABLE jobs (id INTEGER);"];
+        let broken = [STEPS[0], STEPS[1], "CREATE TABLE added (id INTEGER); CREATE TABLE jobs (id INTEGER);"];
         assert!(apply(&mut connection, &broken).is_err());
-        assert_eq!(version(&connection), 1);
+        assert_eq!(version(&connection), KNOWN);
         let added: i64 = connection
             .query_row("SELECT count(*) FROM sqlite_schema WHERE name = 'added'", [], |row| row.get(0))
             .unwrap();
@@ -54,7 +56,9 @@ mod tests {
         let error = migrate(&mut connection).unwrap_err().to_string();
         assert_eq!(
             error,
-            "the store has schema 7, this program knows up to 1; run a newer cappy-coordinator"
+            format!(
+                "the store has schema 7, this program knows up to {KNOWN}; run a newer cappy-coordinator"
+            )
         );
     }
 }

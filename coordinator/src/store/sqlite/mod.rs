@@ -7,6 +7,7 @@
 mod jobs;
 mod leases;
 mod migrations;
+mod models;
 mod rows;
 mod steps;
 
@@ -18,7 +19,7 @@ use std::{
 };
 
 use async_trait::async_trait;
-use cappy_proto::{JobId, LeaseId, ShardId, WorkerId};
+use cappy_proto::{JobId, LeaseId, ModelId, ShardId, WorkerId};
 use rusqlite::{Connection, OptionalExtension as _, Transaction, TransactionBehavior, params};
 
 use super::clock::Clock;
@@ -157,7 +158,7 @@ impl JobStore for SqliteStore {
         self.write(move |tx, now| jobs::set_paused(tx, now, &id, paused)).await
     }
 
-    async fn delete(&self, id: &JobId) -> Result<()> {
+    async fn delete(&self, id: &JobId) -> Result<Vec<ModelId>> {
         let id = id.clone();
         self.write(move |tx, _| jobs::delete(tx, &id)).await
     }
@@ -244,6 +245,15 @@ impl JobStore for SqliteStore {
         }
         let retry = retry.clone();
         self.write(move |tx, now| leases::expire(tx, now, &retry)).await
+    }
+
+    async fn find_model(&self, text: &str) -> Result<ModelRecord> {
+        let text = text.to_owned();
+        self.read(move |tx, _| models::find(tx, &text)).await
+    }
+
+    async fn list_models(&self) -> Result<Vec<ModelRecord>> {
+        self.read(|tx, _| models::list(tx)).await
     }
 
     async fn record_artifact(&self, id: &str, size_bytes: u64) -> Result<()> {

@@ -1,6 +1,6 @@
 //! Rows to values and back, and the history.
 
-use cappy_proto::{JobId, LeaseId, ShardId, WorkerId};
+use cappy_proto::{JobId, LeaseId, ModelId, ShardId, WorkerId};
 use rusqlite::{OptionalExtension as _, Row, Transaction, params};
 use serde::{Serialize, de::DeserializeOwned};
 
@@ -37,12 +37,14 @@ parse_id!(job_id, JobId);
 parse_id!(shard_id, ShardId);
 parse_id!(lease_id, LeaseId);
 parse_id!(worker_id, WorkerId);
+parse_id!(model_id, ModelId);
 
 fn unknown_code(what: &str, code: i64) -> StoreError {
     StoreError::Corrupt(format!("unknown {what} {code}"))
 }
 
-pub(super) const JOB_COLUMNS: &str = "id, kind, title, state, message, created_ms, updated_ms, ended_ms";
+pub(super) const JOB_COLUMNS: &str = "id, kind, title, state, message, created_ms, updated_ms, ended_ms,
+    (SELECT model_id FROM job_models m WHERE m.job_id = jobs.id AND m.made = 1) AS model_id";
 
 pub(super) fn job_row(row: &Row<'_>) -> Result<JobRow> {
     let state: i64 = row.get("state")?;
@@ -55,6 +57,7 @@ pub(super) fn job_row(row: &Row<'_>) -> Result<JobRow> {
         created: row.get("created_ms")?,
         updated: row.get("updated_ms")?,
         ended: row.get("ended_ms")?,
+        model: row.get::<_, Option<String>>("model_id")?.as_deref().map(model_id).transpose()?,
     })
 }
 
@@ -65,7 +68,6 @@ pub(super) fn stage_row(row: &Row<'_>) -> Result<StageRow> {
         index: to_u32(row.get("idx")?),
         name: row.get("name")?,
         kind: row.get("kind")?,
-        plan: row.get("plan")?,
         state: StageState::from_code(state).ok_or_else(|| unknown_code("stage state", state))?,
         message: row.get("message")?,
         outputs: outputs.as_deref().map(decode).transpose()?,
@@ -75,6 +77,11 @@ pub(super) fn stage_row(row: &Row<'_>) -> Result<StageRow> {
         units_total: to_u64(row.get("units_total")?),
         seconds: row.get("seconds")?,
     })
+}
+
+/// Rows of a shard, from its two columns.
+pub(super) fn row_range(start: Option<i64>, end: Option<i64>) -> Option<RowRange> {
+    Some(RowRange { start: to_u64(start?), end: to_u64(end?) })
 }
 
 /// All rows of a query, each read by `read`.

@@ -4,7 +4,7 @@ use cappy_proto::{JobId, ShardId};
 use rusqlite::{Transaction, params};
 
 use super::{
-    jobs,
+    jobs, models,
     rows::{self, Entry, collect, log},
 };
 use crate::store::*;
@@ -61,8 +61,8 @@ fn open(
         return Ok(());
     }
     let mut insert = tx.prepare_cached(
-        "INSERT INTO shards (id, job_id, stage, idx, local, task, requirements, units, state)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
+        "INSERT INTO shards (id, job_id, stage, idx, local, task, requirements, units, state, row_start, row_end)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)",
     )?;
     for (index, shard) in shards.iter().enumerate() {
         insert.execute(params![
@@ -75,6 +75,8 @@ fn open(
             rows::encode(&shard.requirements)?,
             rows::to_i64(shard.units),
             ShardState::Pending.code(),
+            shard.rows.map(|rows| rows::to_i64(rows.start)),
+            shard.rows.map(|rows| rows::to_i64(rows.end)),
         ])?;
     }
     let message = format!("opened with {} shards", shards.len());
@@ -108,6 +110,7 @@ fn reuse(
         ],
     )?;
     if changed > 0 {
+        register(tx, now, job, stage, outputs)?;
         log_stage(tx, now, job, stage, "info", "reused the artifacts of an earlier job")?;
     }
     Ok(())
@@ -136,10 +139,14 @@ fn end_waiting(
 pub(super) fn finish_stage(tx: &Transaction<'_>, now: Millis, job: &JobId, stage: u32) -> Result<()> {
     let outputs: StageOutputs = collect(
         tx,
-        "SELECT output FROM shards WHERE job_id = ?1 AND stage = ?2 ORDER BY idx",
+        "SELECT output, units FROM shards WHERE job_id = ?1 AND stage = ?2 ORDER BY row_start, idx",
         params![job.as_str(), stage],
-        |row| rows::decode(&row.get::<_, Option<String>>(0)?.unwrap_or_default()),
+        |row| {
+            let output: ShardOutput = rows::decode(&row.get::<_, Option<String>>(0)?.unwrap_or_default())?;
+            Ok(ShardOutput { units: Some(rows::to_u64(row.get(1)?)), ..output })
+        },
     )?;
+    register(tx, now, job, stage, &outputs)?;
     let outputs = rows::encode(&outputs)?;
     tx.execute(
         "UPDATE stages SET state = ?1, outputs = ?2 WHERE job_id = ?3 AND idx = ?4 AND state = ?5",
@@ -153,6 +160,21 @@ pub(super) fn finish_stage(tx: &Transaction<'_>, now: Millis, job: &JobId, stage
         params![now, job.as_str(), stage],
     )?;
     log_stage(tx, now, job, stage, "info", "succeeded")
+}
+
+/// Registers the models among a stage's outputs.
+fn register(
+    tx: &Transaction<'_>,
+    now: Millis,
+    job: &JobId,
+    stage: u32,
+    outputs: &StageOutputs,
+) -> Result<()> {
+    for model in outputs.iter().filter_map(|shard| shard.model.as_ref()) {
+        let id = models::register(tx, now, job, model)?;
+        log_stage(tx, now, job, stage, "info", &format!("registered as model {id}"))?;
+    }
+    Ok(())
 }
 
 /// Ends a running stage because a shard of it failed for good; its other shards end with it.

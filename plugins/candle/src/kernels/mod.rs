@@ -1,6 +1,5 @@
 //! The numbers' inner loops, shared by the models of this backend: matrix products ([`gemm()`]), elementwise
-//! functions ([`activation`]), reductions over rows ([`rowwise`]), attention over ragged rows ([`attention`]), rotary
-//! positions ([`rotary`]),
+//! functions ([`activation`]), reductions over rows ([`rowwise`]), attention over ragged rows ([`attention`]),
 //! dropout ([`dropout`]) and reusable memory ([`Buffer`]).
 //!
 //! Everything is f32 over slices, picks AVX-512, AVX2 or portable code at run time ([`simd`]), and gives results
@@ -16,7 +15,6 @@ mod microkernel;
 mod packing;
 #[cfg(test)]
 pub(crate) mod reference;
-pub mod rotary;
 pub mod rowwise;
 pub mod simd;
 

@@ -34,7 +34,6 @@ const INITIAL_DEVIATION: f64 = 0.02;
 /// A classifier being fine-tuned.
 pub struct EncoderTrainer {
     config: EncoderConfig,
-    info: ModelInfo,
     options: TrainerOptions,
     weights: Buffer,
     gradients: Gradients,
@@ -68,12 +67,12 @@ impl EncoderTrainer {
         let mut weights = Buffer::new();
         weights.resized(layout.len());
         let head = layout.head();
-        for (i, slot) in layout.slots.list().iter().enumerate() {
+        for (i, slot) in layout.slots.iter().enumerate() {
             let to = &mut weights[slot.range.clone()];
             if !config.classifier && head.contains(&i) && !checkpoint.contains(&slot.name) {
                 initialise(slot, options.seed, to);
             } else {
-                layout.slots.read_into(checkpoint, &slot.range, to)?;
+                layout.read_into(checkpoint, &slot.range, to)?;
             }
         }
         let zeros = || {
@@ -82,7 +81,6 @@ impl EncoderTrainer {
             buffer
         };
         Ok(Self {
-            info: scorer::info(&config, 4 * layout.len() as u64),
             gradients: Gradients::new(&layout),
             moment1: zeros(),
             moment2: zeros(),
@@ -160,7 +158,7 @@ fn piece<'a>(batch: RaggedTokens<'a>, rows: &std::ops::Range<usize>) -> Piece<'a
 
 impl Trainer for EncoderTrainer {
     fn info(&self) -> ModelInfo {
-        self.info.clone()
+        scorer::info(&self.config, 4 * self.weights.len() as u64)
     }
 
     /// On `NotFinite` and `Cancelled` everything accumulated since the last update is discarded.
@@ -171,7 +169,7 @@ impl Trainer for EncoderTrainer {
         step: u64,
         control: &dyn Control,
     ) -> Result<f32, Failure> {
-        check(&self.info, self.config.type_vocab_size, batch)?;
+        check(&self.config, batch)?;
         let rows = batch.rows();
         if rows == 0 || labels.len() != rows {
             return Err(Failure::invalid_argument(format!(
@@ -215,7 +213,7 @@ impl Trainer for EncoderTrainer {
             return Err(Failure::invalid_argument(format!("the learning rate is {learning_rate}")));
         }
         if let Some(slot) = self.gradients.missing() {
-            let name = &self.network.layout().slots.list()[slot].name;
+            let name = &self.network.layout().slots[slot].name;
             return Err(Failure::internal(format!("variable `{name}` got no gradient")));
         }
         let norm = adamw::norm(self.gradients.values()) / self.accumulated as f64;
@@ -243,7 +241,7 @@ impl Trainer for EncoderTrainer {
     }
 
     fn score(&mut self, batch: RaggedTokens<'_>, control: &dyn Control) -> Result<Vec<f32>, Failure> {
-        check(&self.info, self.config.type_vocab_size, batch)?;
+        check(&self.config, batch)?;
         let none = Dropout::new(0.0, 0);
         let mut scores = Vec::with_capacity(batch.rows());
         for range in pieces(batch.offsets, PIECE_TOKENS) {

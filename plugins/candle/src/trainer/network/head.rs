@@ -1,4 +1,4 @@
-//! The classification head over first tokens: dense, tanh (DistilBERT: ReLU), projection.
+//! The classification head over first tokens: dense, tanh, projection.
 
 use super::super::gradients::Gradients;
 use super::linear::LinearBackward;
@@ -13,17 +13,12 @@ use crate::kernels::{Buffer, Epilogue, Matrix, activation, gemm};
 pub(super) struct KeptHead {
     /// Input after dropout.
     input: Buffer,
-    /// Output of tanh or ReLU.
+    /// tanh output.
     pooled: Buffer,
     /// The projection's input.
     dropped: Buffer,
     /// `(rows, labels)`.
     logits: Buffer,
-}
-
-/// Whether there is dropout before the dense layer: BERT's pooler and DistilBERT take the first token as it is.
-fn drops_input(family: Family) -> bool {
-    !matches!(family, Family::Bert | Family::DistilBert)
 }
 
 impl Network {
@@ -33,16 +28,14 @@ impl Network {
         let index = Index::From(piece.first_row);
         let x = kept.input.resized(rows * h);
         x.copy_from_slice(&last.output);
-        if drops_input(config.family) {
+        // BERT's pooler takes its input as it is.
+        if config.family != Family::Bert {
             drop_rows(x, h, index, dropout, Site::HeadInput);
         }
         let pooled = kept.pooled.resized(rows * h);
         let bias = Epilogue::Bias(&weights[layout.dense.bias.clone()]);
         gemm(Matrix::new(x, rows, h), &packs.dense, pooled, h, bias);
-        match config.family {
-            Family::DistilBert => activation::relu(pooled),
-            _ => activation::tanh(pooled),
-        }
+        activation::tanh(pooled);
         let dropped = kept.dropped.resized(rows * h);
         dropped.copy_from_slice(pooled);
         drop_rows(dropped, h, index, dropout, Site::HeadInner);
@@ -70,14 +63,11 @@ impl Network {
         linear.run(&layout.out, &kept.dropped, d_logits, rows, d_pooled, Epilogue::Store);
         drop_rows(d_pooled, h, index, dropout, Site::HeadInner);
         for (d, &y) in d_pooled.iter_mut().zip(kept.pooled.iter()) {
-            *d *= match config.family {
-                Family::DistilBert => f32::from(y > 0.0),
-                _ => 1.0 - y * y,
-            };
+            *d *= 1.0 - y * y;
         }
         let d_x = first.resized(rows * h);
         linear.run(&layout.dense, &kept.input, d_pooled, rows, d_x, Epilogue::Store);
-        if drops_input(config.family) {
+        if config.family != Family::Bert {
             drop_rows(d_x, h, index, dropout, Site::HeadInput);
         }
     }

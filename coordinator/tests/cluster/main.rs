@@ -1,0 +1,6 @@
+//! Whole jobs over the real wire, with workers that a test can direct.
+
+mod fake_worker;
+mod harness;
+mod kinds;
+mod lifecycle;

@@ -7,9 +7,10 @@ use crate::check::CheckError;
 use crate::config::{Architecture, CONFIG_FILE, read_config};
 use crate::error::{Problem, ResolveError, While};
 use crate::fingerprint::Fingerprints;
+use crate::label;
 use crate::name::Role;
 use crate::progress::Progress;
-use crate::resolve::{Hub, ResolvedModel, incomplete};
+use crate::resolve::{Choice, Hub, ResolvedModel, incomplete};
 use crate::tokenizer::TokenizerSource;
 use crate::weights::{WeightFormat, find_weights};
 
@@ -92,10 +93,12 @@ impl Hub {
     ) -> Result<(ResolvedModel, Vec<VerifiedFile>), ResolveError> {
         let role = role.into();
         let verified = || {
-            let (dir, origin) = self.find(name, role, progress, false)?;
+            let (model, label) = label::split(name)?;
+            let (dir, origin) = self.find(model, role, progress, false)?;
             let files = published_files(&dir)?;
             let files = files.iter().map(|file| verify_file(&dir, file)).collect::<Result<Vec<_>, _>>()?;
-            Ok((self.ready(name, role, &dir, origin, progress)?, files))
+            let choice = Choice { label, must: false };
+            Ok((self.ready(name, role, choice, &dir, origin, progress)?, files))
         };
         verified().map_err(|problem| ResolveError { model: name.to_owned(), problem })
     }

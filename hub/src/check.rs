@@ -167,6 +167,7 @@ pub(crate) fn check_safetensors(dir: &Path, weights: &WeightFiles) -> Result<Vec
 fn check_embedding(config: &ModelConfig, tensors: &[TensorInfo]) -> Result<(), CheckError> {
     let is_embedding = |name: &str| match config.architecture {
         Architecture::T5 => name == "shared.weight",
+        Architecture::ModernBert => name.ends_with("embeddings.tok_embeddings.weight"),
         _ => name.ends_with("embeddings.word_embeddings.weight"),
     };
     match tensors.iter().find(|tensor| is_embedding(&tensor.name)) {

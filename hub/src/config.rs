@@ -6,6 +6,7 @@ use std::path::Path;
 use serde_json::{Map, Value};
 
 use crate::check::{CheckError, read_capped};
+use crate::label::labels_of;
 use crate::name::Role;
 
 /// The file's name.
@@ -23,13 +24,27 @@ pub enum Architecture {
     XlmRoberta,
     /// BERT.
     Bert,
+    /// DistilBERT.
+    DistilBert,
+    /// ModernBERT.
+    ModernBert,
+    /// DeBERTa versions 2 and 3.
+    DebertaV2,
     /// T5 v1.0 and v1.1 (FLAN-T5).
     T5,
 }
 
 impl Architecture {
     /// All of them, scorers first.
-    pub const ALL: [Self; 4] = [Self::Roberta, Self::XlmRoberta, Self::Bert, Self::T5];
+    pub const ALL: [Self; 7] = [
+        Self::Roberta,
+        Self::XlmRoberta,
+        Self::Bert,
+        Self::DistilBert,
+        Self::ModernBert,
+        Self::DebertaV2,
+        Self::T5,
+    ];
 
     /// `model_type` in `config.json`, which is also how backends declare what they load.
     pub fn model_type(self) -> &'static str {
@@ -37,6 +52,9 @@ impl Architecture {
             Self::Roberta => "roberta",
             Self::XlmRoberta => "xlm-roberta",
             Self::Bert => "bert",
+            Self::DistilBert => "distilbert",
+            Self::ModernBert => "modernbert",
+            Self::DebertaV2 => "deberta-v2",
             Self::T5 => "t5",
         }
     }
@@ -44,8 +62,8 @@ impl Architecture {
     /// What models of this family are for.
     pub fn role(self) -> Role {
         match self {
-            Self::Roberta | Self::XlmRoberta | Self::Bert => Role::Scorer,
             Self::T5 => Role::Generator,
+            _ => Role::Scorer,
         }
     }
 
@@ -75,6 +93,8 @@ pub struct ModelConfig {
     pub vocab_size: u64,
     /// The file's text, as a backend takes it.
     pub json: String,
+    /// A classifier's labels in the order of its head; empty for other models.
+    pub labels: Vec<String>,
 }
 
 /// Reads `config.json` of a model directory.
@@ -98,24 +118,25 @@ fn parse_config(bytes: &[u8]) -> Result<ModelConfig, String> {
         Some(_) => Err(format!("`{key}` must be a positive integer, it is {}", fields[key])),
         None => Err(format!("`{key}` is missing")),
     };
-    let (width, heads, layers) = match architecture {
-        Architecture::T5 => ("d_model", "num_heads", "num_layers"),
-        _ => ("hidden_size", "num_attention_heads", "num_hidden_layers"),
+    let (width, heads, layers, inner) = match architecture {
+        Architecture::T5 => ("d_model", "num_heads", "num_layers", "d_ff"),
+        Architecture::DistilBert => ("dim", "n_heads", "n_layers", "hidden_dim"),
+        _ => ("hidden_size", "num_attention_heads", "num_hidden_layers", "intermediate_size"),
     };
     let vocab_size = positive("vocab_size")?;
     let (width_value, heads_value) = (positive(width)?, positive(heads)?);
     positive(layers)?;
+    positive(inner)?;
     if architecture != Architecture::T5 {
-        positive("intermediate_size")?;
         positive("max_position_embeddings")?;
         if width_value % heads_value != 0 {
             return Err(format!("`{width}` {width_value} is not a multiple of `{heads}` {heads_value}"));
         }
     } else {
         positive("d_kv")?;
-        positive("d_ff")?;
     }
-    Ok(ModelConfig { architecture, vocab_size, json: json.to_owned() })
+    let labels = if architecture.role() == Role::Scorer { labels_of(&fields) } else { Vec::new() };
+    Ok(ModelConfig { architecture, vocab_size, json: json.to_owned(), labels })
 }
 
 /// By `model_type`; files of before 2020 have only `architectures`.
@@ -130,6 +151,9 @@ fn architecture_of(fields: &Map<String, Value>) -> Result<Architecture, String> 
                 ("XLMRoberta", Architecture::XlmRoberta),
                 ("Roberta", Architecture::Roberta),
                 ("Bert", Architecture::Bert),
+                ("DistilBert", Architecture::DistilBert),
+                ("ModernBert", Architecture::ModernBert),
+                ("DebertaV2", Architecture::DebertaV2),
                 ("T5", Architecture::T5),
             ]
             .into_iter()
@@ -175,10 +199,15 @@ mod tests {
             .replace(r#""model_type":"bert""#, r#""architectures":["XLMRobertaForSequenceClassification"]"#);
         assert_eq!(parse_config(old.as_bytes()).unwrap().architecture, Architecture::XlmRoberta);
 
+        let distilled = r#"{"model_type":"distilbert","vocab_size":9,"dim":4,"n_heads":2,"n_layers":1,"hidden_dim":8,
+            "max_position_embeddings":16,"id2label":{"0":"x","1":"y"}}"#;
+        let config = parse_config(distilled.as_bytes()).unwrap();
+        assert_eq!((config.architecture, config.labels.len()), (Architecture::DistilBert, 2));
+
         let table = [
             (
                 BERT.replace("bert", "gpt2"),
-                "architecture `gpt2` is not supported; supported: scorers roberta, xlm-roberta, bert; generators t5",
+                "architecture `gpt2` is not supported; supported: scorers roberta, xlm-roberta, bert, distilbert, modernbert, deberta-v2; generators t5",
             ),
             (BERT.replace(r#""model_type":"bert","#, ""), "neither `model_type`"),
             (BERT.replace(r#""vocab_size":9,"#, ""), "`vocab_size` is missing"),

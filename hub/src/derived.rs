@@ -1,5 +1,5 @@
 //! Directories made from a model that a backend could not open as it is: weights converted to safetensors, a
-//! tokenizer built. Each is named by the content that it was made from, made once, and appears whole or not at all.
+//! tokenizer built, the label chosen that ranks. Each is named by the content that it was made from, made once, and appears whole or not at all.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -9,6 +9,7 @@ use crate::check::check_ready;
 use crate::config::{CONFIG_FILE, ModelConfig};
 use crate::error::{Problem, While};
 use crate::fingerprint::Fingerprints;
+use crate::label::{RankingLabel, config_of};
 use crate::progress::Progress;
 use crate::tokenizer::{SETTINGS_FILES, TOKENIZER_FILE, TokenizerSource};
 use crate::weights::{WeightFiles, WeightFormat};
@@ -36,8 +37,49 @@ pub(crate) fn derive(
     inputs.extend(weights.index);
     let key = fingerprints.of_model(source, inputs).trying(|| "read the model's files".into())?;
     let name = format!("{}-{CONVERSION_VERSION}", &key[..32]);
-    let target = converted.join(&name);
-    // Linked weights may have been removed from the cache since.
+    let note = match weights.format {
+        WeightFormat::Safetensors => "building tokenizer.json, once".to_owned(),
+        _ => format!("converting {} to safetensors, once", weights.files.join(", ")),
+    };
+    once(converted, &name, || progress.note(&note), |making| fill(making, source, config, weights, tokenizer))
+}
+
+/// Finds or makes the directory for a model that ranks by one label of several. `source` holds what a backend can open.
+pub(crate) fn derive_label(
+    converted: &Path,
+    fingerprints: &Fingerprints,
+    source: &Path,
+    config: &ModelConfig,
+    weights: &WeightFiles,
+    label: &RankingLabel,
+) -> Result<PathBuf, Problem> {
+    let mut files = vec![TOKENIZER_FILE];
+    files.extend(weights.files.iter().map(String::as_str));
+    files.extend(weights.index);
+    let inputs = files.iter().copied().chain([CONFIG_FILE]);
+    let key = fingerprints.of_model(source, inputs).trying(|| "read the model's files".into())?;
+    let name = format!("{}-{CONVERSION_VERSION}-label-{}", &key[..32], label.index);
+    once(
+        converted,
+        &name,
+        || {},
+        |making| {
+            fs::write(making.join(CONFIG_FILE), config_of(&config.json, label))
+                .trying(|| format!("write {CONFIG_FILE}"))?;
+            files.iter().try_for_each(|file| link(source, making, file))
+        },
+    )
+}
+
+/// The directory `converted/name`, made by `fill` unless it is there and whole.
+fn once(
+    converted: &Path,
+    name: &str,
+    announce: impl FnOnce(),
+    fill: impl FnOnce(&Path) -> Result<(), Problem>,
+) -> Result<PathBuf, Problem> {
+    let target = converted.join(name);
+    // Linked files may have been removed from the cache since.
     let whole = || check_ready(&target).is_ok();
     if whole() {
         return Ok(target);
@@ -53,18 +95,20 @@ pub(crate) fn derive(
             fs::remove_dir_all(stale).trying(|| format!("remove {}", stale.display()))?;
         }
     }
-    progress.note(&match weights.format {
-        WeightFormat::Safetensors => "building tokenizer.json, once".to_owned(),
-        _ => format!("converting {} to safetensors, once", weights.files.join(", ")),
-    });
+    announce();
     fs::create_dir(&making).trying(|| format!("make {}", making.display()))?;
-    let made = fill(&making, source, config, weights, tokenizer).and_then(|()| check_ready(&making));
+    let made = fill(&making).and_then(|()| check_ready(&making));
     if let Err(problem) = made {
         let _ = fs::remove_dir_all(&making);
         return Err(problem);
     }
     fs::rename(&making, &target).trying(|| format!("rename to {}", target.display()))?;
     Ok(target)
+}
+
+fn link(source: &Path, making: &Path, file: &str) -> Result<(), Problem> {
+    let real = source.join(file).canonicalize().trying(|| format!("find {file}"))?;
+    std::os::unix::fs::symlink(real, making.join(file)).trying(|| format!("link {file}"))
 }
 
 fn fill(
@@ -82,11 +126,8 @@ fn fill(
     let output = making.join(WeightFormat::Safetensors.single_file());
     match weights.format {
         WeightFormat::Safetensors => {
-            for file in weights.files.iter().map(String::as_str).chain(weights.index) {
-                let real = source.join(file).canonicalize().trying(|| format!("find {file}"))?;
-                std::os::unix::fs::symlink(real, making.join(file)).trying(|| format!("link {file}"))?;
-            }
-            Ok(())
+            let mut files = weights.files.iter().map(String::as_str).chain(weights.index);
+            files.try_for_each(|file| link(source, making, file))
         }
         WeightFormat::PyTorch => pickle::convert(&paths, &output)
             .map_err(|(at, reason)| Problem::Pickle { file: weights.files[at].clone(), reason }),

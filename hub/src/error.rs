@@ -5,6 +5,7 @@ use std::io;
 use crate::check::CheckError;
 use crate::download::DownloadError;
 use crate::flax::FlaxError;
+use crate::label::LabelError;
 use crate::name::NameError;
 use crate::pickle::PickleError;
 use crate::tokenizer::TokenizerError;
@@ -25,6 +26,9 @@ pub enum Problem {
     /// The name.
     #[error(transparent)]
     Name(#[from] NameError),
+    /// Which of its labels ranks.
+    #[error(transparent)]
+    Label(#[from] LabelError),
     /// Its files are absent, corrupt, or of a kind that is not supported.
     #[error(transparent)]
     Check(#[from] CheckError),
@@ -81,7 +85,9 @@ impl ResolveError {
         match &self.problem {
             Problem::Name(NameError::NoDirectory) => ErrorKind::NotFound,
             Problem::Check(CheckError::Missing { .. }) => ErrorKind::NotFound,
-            Problem::Name(_) | Problem::Check(_) | Problem::Tokenizer(_) => ErrorKind::Invalid,
+            Problem::Name(_) | Problem::Label(_) | Problem::Check(_) | Problem::Tokenizer(_) => {
+                ErrorKind::Invalid
+            }
             Problem::Pickle { .. } | Problem::Flax { .. } => ErrorKind::Invalid,
             Problem::Download(error) => error.kind(),
             Problem::Io { .. } => ErrorKind::Machine,

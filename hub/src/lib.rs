@@ -3,7 +3,7 @@
 //! One request, `hub.resolve("cappy-large", Role::Scorer, &progress)`, passes through these files:
 //!
 //! 1. [`name`] understands the name: a directory, a hub id with an optional `@revision`, a short name, or `demo`
-//!    (which [`mod@demo`] writes from this program to disk). [`settings`](HubSettings) say where caches are and how
+//!    (which [`mod@demo`] writes from this program to disk), each with an optional `#label`. [`settings`](HubSettings) say where caches are and how
 //!    the hub is reached; they are read from the environment once, by whoever starts the process.
 //! 2. [`resolve`](Hub) looks into the hub's cache ([`cache`], the layout of its Python library). A whole snapshot is
 //!    used without a word to the network; otherwise [`download`] asks the hub and brings the needed files only,
@@ -13,6 +13,7 @@
 //! 4. If a backend could not open the files as they are, [`derived`] makes a directory that it can, named by the
 //!    content that it was made from: [`pickle`] and [`flax`] find tensors in `pytorch_model.bin` (executing nothing)
 //!    and `flax_model.msgpack`, [`writer`] writes them as safetensors, one tensor in memory at a time.
+//!    A classifier of several labels gets another such directory for the [`label`] that it ranks by.
 //! 5. [`check`] validates what is about to be handed out, headers first ([`header`]), and [`fingerprint`] names it
 //!    by its content, remembering the hashes of files that have not changed.
 //!
@@ -42,6 +43,7 @@ mod error;
 mod fingerprint;
 pub mod flax;
 pub mod header;
+pub mod label;
 pub mod name;
 pub mod pickle;
 mod progress;
@@ -55,6 +57,7 @@ pub use cached::{CachedModel, VerifiedFile};
 pub use config::Architecture;
 pub use error::{ErrorKind, Problem, ResolveError};
 pub use fingerprint::Fingerprints;
+pub use label::RankingLabel;
 pub use name::Role;
 pub use progress::{Progress, Silent};
 pub use resolve::{Hub, Origin, ResolvedModel};

@@ -4,12 +4,13 @@ use std::path::{Path, PathBuf};
 
 use crate::cache::{RepoCache, Snapshot, is_commit};
 use crate::check::{CheckError, check_ready};
-use crate::config::{Architecture, CONFIG_FILE, read_config};
+use crate::config::{Architecture, CONFIG_FILE, ModelConfig, read_config};
 use crate::demo;
-use crate::derived::derive;
+use crate::derived::{derive, derive_label};
 use crate::download::{DownloadError, download};
 use crate::error::{Problem, ResolveError, While};
 use crate::fingerprint::Fingerprints;
+use crate::label::{self, LabelError, RankingLabel};
 use crate::name::{DEMO, ModelName, Role};
 use crate::progress::Progress;
 use crate::settings::HubSettings;
@@ -60,8 +61,33 @@ pub struct ResolvedModel {
     pub parameters: u64,
     /// Bytes of all tensors as stored.
     pub weight_bytes: u64,
+    /// A classifier's labels in the order of its head; empty for other models.
+    pub labels: Vec<String>,
+    /// The one of several that scores are made of, once it was chosen.
+    pub ranking_label: Option<RankingLabel>,
     /// Where it came from.
     pub origin: Origin,
+}
+
+/// Which label of a classifier shall rank.
+#[derive(Clone, Copy)]
+pub(crate) struct Choice<'a> {
+    /// As the name says.
+    pub label: Option<&'a str>,
+    /// Whether one of several must be chosen.
+    pub must: bool,
+}
+
+impl Choice<'_> {
+    fn of(self, config: &ModelConfig) -> Result<Option<RankingLabel>, LabelError> {
+        match self.label {
+            Some(label) if config.labels.is_empty() => {
+                Err(LabelError::NoClassifier(label.to_owned(), config.architecture))
+            }
+            None if !self.must => Ok(None),
+            wanted => label::choose(&config.labels, wanted),
+        }
+    }
 }
 
 impl ResolvedModel {
@@ -84,7 +110,8 @@ impl Hub {
     }
 
     /// Makes a model ready: a cached one without a word to the network, otherwise downloaded; converted once if its
-    /// weights or tokenizer are of another kind; checked every time.
+    /// weights or tokenizer are of another kind; checked every time. A classifier of several labels becomes one of the
+    /// label behind `#` in the name, or of the one that can only be meant.
     ///
     /// # Errors
     /// [`ResolveError`], one line that names what is wrong and says what to do.
@@ -126,9 +153,13 @@ impl Hub {
         progress: &dyn Progress,
         refresh: bool,
     ) -> Result<ResolvedModel, ResolveError> {
-        self.find(name, role, progress, refresh)
-            .and_then(|(dir, origin)| self.ready(name, role, &dir, origin, progress))
-            .map_err(|problem| ResolveError { model: name.to_owned(), problem })
+        let obtained = || {
+            let (model, label) = label::split(name)?;
+            let (dir, origin) = self.find(model, role, progress, refresh)?;
+            let choice = Choice { label, must: role == Some(Role::Scorer) };
+            self.ready(name, role, choice, &dir, origin, progress)
+        };
+        obtained().map_err(|problem| ResolveError { model: name.to_owned(), problem })
     }
 
     /// The directory of the model's files as they were published.
@@ -183,6 +214,7 @@ impl Hub {
         &self,
         name: &str,
         role: Option<Role>,
+        choice: Choice<'_>,
         source: &Path,
         origin: Origin,
         progress: &dyn Progress,
@@ -193,13 +225,19 @@ impl Hub {
         let weights = find_weights(source)?;
         let tokenizer = TokenizerSource::find(config.architecture, |file| source.join(file).exists())?;
         let as_it_is = weights.format == WeightFormat::Safetensors && tokenizer == TokenizerSource::Ready;
-        let dir = if as_it_is {
+        let label = choice.of(&config)?;
+        let converted = self.settings.models_dir().join("converted");
+        let mut dir = if as_it_is {
             source.to_owned()
         } else {
-            let converted = self.settings.models_dir().join("converted");
             derive(&converted, &self.fingerprints, source, &config, &weights, tokenizer, progress)?
         };
-        let checked = check_ready(&dir)?;
+        let mut checked = check_ready(&dir)?;
+        if let Some(label) = &label {
+            let weights = &checked.weights;
+            dir = derive_label(&converted, &self.fingerprints, &dir, &config, weights, label)?;
+            checked = check_ready(&dir)?;
+        }
         let mut files = vec![CONFIG_FILE, TOKENIZER_FILE];
         files.extend(checked.weights.files.iter().map(String::as_str));
         files.extend(checked.weights.index);
@@ -215,6 +253,8 @@ impl Hub {
             config_json: checked.config.json,
             parameters: checked.parameters,
             weight_bytes: checked.weight_bytes,
+            labels: config.labels,
+            ranking_label: label,
             origin,
         })
     }

@@ -6,7 +6,7 @@ mod support;
 use std::path::{Path, PathBuf};
 
 use cappy_hub::{ErrorKind, Hub, Role, Silent};
-use support::{settings, tiny_model, write_model};
+use support::{settings, tiny_model, weights_fixture, write_model};
 
 fn hub(root: &Path) -> Hub {
     Hub::new(settings(root, "http://127.0.0.1:1"))
@@ -81,6 +81,57 @@ fn the_demo_resolves_in_both_roles() {
 }
 
 #[test]
+fn a_classifier_of_several_labels_ranks_by_one() {
+    let root = tempfile::tempdir().unwrap();
+    let hub = hub(root.path());
+    // DistilBERT with three labels, in Flax's form: converted once, then once more for each label.
+    let mut files = tiny_model("flax_model.msgpack");
+    for (file, content) in &mut files {
+        if file != "vocab.txt" && file != "tokenizer_config.json" {
+            *content = weights_fixture(&format!("flax-distilbert/{file}"));
+        }
+    }
+    let config = &mut files[0].1;
+    let text = String::from_utf8(config.clone()).unwrap();
+    let named = text.replacen("LABEL_0", "contradiction", 1).replacen("LABEL_1", "entailment", 1);
+    *config = named.clone().into_bytes();
+    let dir = write_model(&root.path().join("nli"), &files);
+
+    let meant = hub.resolve(name(&dir), Role::Scorer, &Silent).unwrap();
+    assert_eq!(meant.labels, ["contradiction", "entailment", "LABEL_2"]);
+    assert_eq!(meant.ranking_label.as_ref().unwrap().index, 1);
+    assert_eq!(meant.architecture.model_type(), "distilbert");
+    assert!(std::fs::symlink_metadata(meant.dir.join("model.safetensors")).unwrap().is_symlink());
+    let by = |label: &str| hub.resolve(&format!("{}#{label}", name(&dir)), Role::Scorer, &Silent);
+    let named_label = by("entailment").unwrap();
+    assert_eq!((&named_label.dir, &named_label.fingerprint), (&meant.dir, &meant.fingerprint));
+    let other = by("0").unwrap();
+    assert_ne!(other.fingerprint, meant.fingerprint);
+    assert!(other.config_json.contains(r#""ranking_label":{"name":"contradiction","index":0,"of":3}"#));
+
+    // What is only brought or checked needs no label, and a made directory is itself a model.
+    let whole = hub.convert(name(&dir), &Silent).unwrap();
+    assert_eq!((whole.labels.len(), &whole.ranking_label), (3, &None));
+    assert_eq!(hub.verify(name(&dir), None, &Silent).unwrap().0.fingerprint, whole.fingerprint);
+    let again = hub.resolve(name(&other.dir), Role::Scorer, &Silent).unwrap();
+    assert_eq!((again.dir, again.fingerprint), (other.dir, other.fingerprint));
+
+    std::fs::write(dir.join("config.json"), named.replacen("entailment", "unrelated", 1)).unwrap();
+    for (error, expected) in [
+        (
+            by("neutral").unwrap_err(),
+            "it has no label `neutral`; it has 0 contradiction, 1 unrelated, 2 LABEL_2",
+        ),
+        (by("").unwrap_err(), "nothing follows `#`"),
+        (hub.resolve(name(&dir), Role::Scorer, &Silent).unwrap_err(), "say which one ranks, as NAME#LABEL"),
+        (hub.resolve("demo#x", Role::Generator, &Silent).unwrap_err(), "a t5 is no classifier"),
+    ] {
+        let text = error.to_string();
+        assert!(error.kind() == ErrorKind::Invalid && text.contains(expected), "{text}");
+    }
+}
+
+#[test]
 fn bad_directories_are_named_in_one_line() {
     let root = tempfile::tempdir().unwrap();
     let hub = hub(root.path());
@@ -117,7 +168,7 @@ fn bad_directories_are_named_in_one_line() {
         (
             write("config.json", br#"{"model_type":"gpt2"}"#.to_vec()),
             ErrorKind::Invalid,
-            "architecture `gpt2` is not supported; supported: scorers roberta, xlm-roberta, bert; generators t5",
+            "architecture `gpt2` is not supported; supported: scorers roberta, xlm-roberta, bert, distilbert, modernbert, deberta-v2; generators t5",
         ),
         (
             write("config.json", other_vocabulary.into_bytes()),

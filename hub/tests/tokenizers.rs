@@ -34,6 +34,9 @@ fn built_tokenizers_equal_transformers() {
         ("bert-cased", Architecture::Bert),
         ("t5", Architecture::T5),
         ("xlm-roberta", Architecture::XlmRoberta),
+        ("bert-uncased", Architecture::DistilBert),
+        ("deberta-v3", Architecture::DebertaV2),
+        ("deberta-v2", Architecture::DebertaV2),
     ];
     for (name, architecture) in table {
         let source = fixture(name);
@@ -113,6 +116,11 @@ fn damaged_vocabularies_are_named() {
     }
     let error = TokenizerSource::find(Architecture::T5, |_| false).unwrap_err().to_string();
     assert!(error.contains("spiece.model"), "{error}");
+    let error = TokenizerSource::find(Architecture::ModernBert, |_| false).unwrap_err().to_string();
+    assert!(
+        error.contains("`tokenizer.json` is missing; modernbert models are published with one"),
+        "{error}"
+    );
 }
 
 #[test]

@@ -69,6 +69,7 @@ fn flax_checkpoints_hold_what_transformers_says() {
     let table = [
         ("flax-roberta", Architecture::Roberta),
         ("flax-bert", Architecture::Bert),
+        ("flax-distilbert", Architecture::DistilBert),
         ("flax-t5", Architecture::T5),
     ];
     for (name, architecture) in table {

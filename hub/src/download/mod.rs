@@ -185,7 +185,9 @@ impl Task<'_> {
         role.map_or(Ok(()), |role| config.check_role(role))?;
 
         let mut present = HashSet::new();
-        for source in [TokenizerSource::Ready, TokenizerSource::own(config.architecture)] {
+        for source in
+            [Some(TokenizerSource::Ready), TokenizerSource::own(config.architecture)].into_iter().flatten()
+        {
             for file in source.vocabulary_files() {
                 if self.has(file)? {
                     present.insert(*file);

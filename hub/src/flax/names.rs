@@ -9,7 +9,7 @@ use crate::header::Dtype;
 use crate::writer::SourceTensor;
 
 /// Modules of an encoder that a file of the bare model has at its root.
-const BARE_MODULES: [&str; 3] = ["embeddings", "encoder", "pooler"];
+const BARE_MODULES: [&str; 4] = ["embeddings", "encoder", "transformer", "pooler"];
 
 pub(super) fn to_pytorch(
     parameter: Parameter,
@@ -45,12 +45,14 @@ pub(super) fn to_pytorch(
     Ok(SourceTensor { name: words.join("."), dtype, shape, strides, file, segments: parameter.segments })
 }
 
-/// The module that holds the encoder below a classification head. T5 has none.
+/// The module that holds the encoder below a classification head.
 fn base_model(architecture: Architecture) -> Option<&'static str> {
     match architecture {
         Architecture::Roberta | Architecture::XlmRoberta => Some("roberta"),
         Architecture::Bert => Some("bert"),
-        Architecture::T5 => None,
+        Architecture::DistilBert => Some("distilbert"),
+        // Neither exists in Flax, nor has T5 a module below its head.
+        Architecture::ModernBert | Architecture::DebertaV2 | Architecture::T5 => None,
     }
 }
 

@@ -69,6 +69,8 @@ pub enum TokenizerSource {
     T5,
     /// `sentencepiece.bpe.model`: Unigram of XLM-R with the id offsets of its training framework.
     XlmRoberta,
+    /// `spm.model`: Unigram of DeBERTa.
+    Deberta,
 }
 
 /// Files beside a vocabulary that change what is built from it.
@@ -77,12 +79,15 @@ pub(crate) const SETTINGS_FILES: [&str; 3] =
 
 impl TokenizerSource {
     /// What a model of this architecture is published with when there is no `tokenizer.json`.
-    pub fn own(architecture: Architecture) -> Self {
+    pub fn own(architecture: Architecture) -> Option<Self> {
         match architecture {
-            Architecture::Roberta => Self::ByteLevel,
-            Architecture::Bert => Self::WordPiece,
-            Architecture::T5 => Self::T5,
-            Architecture::XlmRoberta => Self::XlmRoberta,
+            Architecture::Roberta => Some(Self::ByteLevel),
+            Architecture::Bert | Architecture::DistilBert => Some(Self::WordPiece),
+            Architecture::T5 => Some(Self::T5),
+            Architecture::XlmRoberta => Some(Self::XlmRoberta),
+            Architecture::DebertaV2 => Some(Self::Deberta),
+            // Younger than `tokenizer.json`.
+            Architecture::ModernBert => None,
         }
     }
 
@@ -91,20 +96,21 @@ impl TokenizerSource {
     /// # Errors
     /// [`CheckError::Missing`] that names what this architecture would need.
     pub fn find(architecture: Architecture, has: impl Fn(&str) -> bool) -> Result<Self, CheckError> {
-        let own = Self::own(architecture);
         if has(TOKENIZER_FILE) {
             return Ok(Self::Ready);
         }
-        match own.vocabulary_files().iter().find(|file| !has(file)) {
-            None => Ok(own),
-            Some(_) => Err(CheckError::Missing {
-                file: TOKENIZER_FILE.to_owned(),
-                advice: format!(
-                    "it could be built from {}, which is missing too: download the model again",
-                    own.vocabulary_files().join(" + ")
-                ),
-            }),
+        let own = Self::own(architecture);
+        if let Some(own) = own.filter(|own| own.vocabulary_files().iter().all(|file| has(file))) {
+            return Ok(own);
         }
+        let advice = match own {
+            Some(own) => format!(
+                "it could be built from {}, which is missing too: download the model again",
+                own.vocabulary_files().join(" + ")
+            ),
+            None => format!("{architecture} models are published with one: download the model again"),
+        };
+        Err(CheckError::Missing { file: TOKENIZER_FILE.to_owned(), advice })
     }
 
     /// The files without which it cannot be built.
@@ -115,6 +121,7 @@ impl TokenizerSource {
             Self::WordPiece => &["vocab.txt"],
             Self::T5 => &["spiece.model"],
             Self::XlmRoberta => &["sentencepiece.bpe.model"],
+            Self::Deberta => &["spm.model"],
         }
     }
 
@@ -129,6 +136,7 @@ impl TokenizerSource {
             Self::WordPiece => wordpiece::build(dir)?,
             Self::T5 => sentencepiece::build_t5(dir)?,
             Self::XlmRoberta => sentencepiece::build_xlm_roberta(dir)?,
+            Self::Deberta => sentencepiece::build_deberta(dir)?,
         };
         let text = serde_json::to_vec(&json).expect("a JSON value has a text");
         let source = self.vocabulary_files()[0];

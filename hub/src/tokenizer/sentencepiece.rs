@@ -1,6 +1,7 @@
-//! T5 and XLM-R: Unigram from a sentencepiece model.
+//! T5, XLM-R and DeBERTa: Unigram from a sentencepiece model.
 //!
-//! Source: transformers' `SpmConverter`, `T5Converter`, `XLMRobertaConverter`; the messages are those fields of
+//! Source: transformers' `SpmConverter`, `T5Converter`, `XLMRobertaConverter`,
+//! `DebertaV2Converter`; the messages are those fields of
 //! sentencepiece's `sentencepiece_model.proto` that the conversion needs.
 
 use std::collections::HashMap;
@@ -79,7 +80,8 @@ pub(super) fn build_t5(dir: &Path) -> Result<Value, TokenizerError> {
     }
     let unk_id = proto.trainer_spec.as_ref().and_then(|spec| spec.unk_id).unwrap_or(0);
     let specials = [eos.clone()].into_iter().chain(others).chain(additional);
-    assemble_unigram(file, &proto, &settings, vocab, unk_id, specials, |id| {
+    let steps = Steps::usual(file, &proto, &settings)?;
+    assemble_unigram(file, &proto, &settings, (vocab, unk_id), specials, steps, |id| {
         let e = eos.content.as_str();
         Ok(template(&[("A", 0), (e, 0)], &[("A", 0), (e, 0), ("B", 0), (e, 0)], &[(e, id(e)?)]))
     })
@@ -107,12 +109,60 @@ pub(super) fn build_xlm_roberta(dir: &Path) -> Result<Value, TokenizerError> {
         settings.token("mask_token", Special::mask("<mask>")),
     ];
     specials.extend(settings.additional().unwrap_or_default());
-    assemble_unigram(file, &proto, &settings, vocab, 3, specials, |id| {
+    let steps = Steps::usual(file, &proto, &settings)?;
+    assemble_unigram(file, &proto, &settings, (vocab, 3), specials, steps, |id| {
         let (b, e) = ("<s>", "</s>");
         Ok(template(
             &[(b, 0), ("A", 0), (e, 0)],
             &[(b, 0), ("A", 0), (e, 0), (e, 0), ("B", 0), (e, 0)],
             &[(b, id(b)?), (e, id(e)?)],
+        ))
+    })
+}
+
+/// `spm.model`, whose own first pieces are the special tokens; the mask follows the vocabulary.
+pub(super) fn build_deberta(dir: &Path) -> Result<Value, TokenizerError> {
+    let file = TokenizerSource::Deberta.vocabulary_files()[0];
+    let proto = read(dir, file)?;
+    let settings = Settings::read(dir)?;
+    let vocab: Vec<(String, f32)> = proto.pieces.iter().map(|p| (p.piece.clone(), p.score)).collect();
+    let token = |part: &str, content: &str| settings.token(part, Special::new(content));
+    let mut specials = vec![
+        token("bos_token", "[CLS]"),
+        token("eos_token", "[SEP]"),
+        settings.token("unk_token", Special { normalized: true, ..Special::new("[UNK]") }),
+        token("sep_token", "[SEP]"),
+        token("pad_token", "[PAD]"),
+        token("cls_token", "[CLS]"),
+        token("mask_token", "[MASK]"),
+    ];
+    specials.extend(settings.additional().unwrap_or_default());
+    let unk_id = proto.trainer_spec.as_ref().and_then(|spec| spec.unk_id).unwrap_or(0);
+
+    let mut normalizers = Vec::new();
+    if settings.flag("do_lower_case").unwrap_or(false) {
+        normalizers.push(json!({"type": "Lowercase"}));
+    }
+    normalizers.push(json!({"type": "Strip", "strip_left": true, "strip_right": true}));
+    normalizers.extend(precompiled(file, &proto)?);
+    normalizers.push(json!({"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": " "}));
+    let metaspace = metaspace("always");
+    let mut pre_tokenizers = Vec::new();
+    if settings.flag("split_by_punct").unwrap_or(false) {
+        pre_tokenizers.push(json!({"type": "Punctuation", "behavior": "Isolated"}));
+    }
+    pre_tokenizers.push(metaspace.clone());
+    let steps = Steps {
+        normalizers,
+        pre_tokenizer: json!({"type": "Sequence", "pretokenizers": pre_tokenizers}),
+        decoder: metaspace,
+    };
+    assemble_unigram(file, &proto, &settings, (vocab, unk_id), specials, steps, |id| {
+        let (c, s) = ("[CLS]", "[SEP]");
+        Ok(template(
+            &[(c, 0), ("A", 0), (s, 0)],
+            &[(c, 0), ("A", 0), (s, 0), ("B", 1), (s, 1)],
+            &[(c, id(c)?), (s, id(s)?)],
         ))
     })
 }
@@ -137,13 +187,49 @@ fn read(dir: &Path, file: &str) -> Result<ModelProto, TokenizerError> {
 
 type IdOf<'a> = &'a dyn Fn(&str) -> Result<u32, TokenizerError>;
 
+/// What happens to a text before and after the model.
+struct Steps {
+    normalizers: Vec<Value>,
+    pre_tokenizer: Value,
+    decoder: Value,
+}
+
+impl Steps {
+    /// Those of T5 and XLM-R.
+    fn usual(file: &str, proto: &ModelProto, settings: &Settings) -> Result<Self, TokenizerError> {
+        let mut normalizers: Vec<Value> = precompiled(file, proto)?.into_iter().collect();
+        normalizers.push(json!({"type": "Strip", "strip_left": false, "strip_right": true}));
+        normalizers.push(json!({"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": SPACE}));
+        let legacy = settings.flag("legacy").unwrap_or(true);
+        let metaspace = metaspace(match (settings.flag("add_prefix_space").unwrap_or(true), legacy) {
+            (false, _) => "never",
+            (true, true) => "always",
+            (true, false) => "first",
+        });
+        Ok(Self { normalizers, pre_tokenizer: metaspace.clone(), decoder: metaspace })
+    }
+}
+
+fn metaspace(prepend_scheme: &str) -> Value {
+    json!({"type": "Metaspace", "replacement": SPACE, "prepend_scheme": prepend_scheme, "split": true})
+}
+
+/// The model's own table of character replacements, if it has one.
+fn precompiled(file: &str, proto: &ModelProto) -> Result<Option<Value>, TokenizerError> {
+    let spec = proto.normalizer_spec.as_ref().filter(|spec| !spec.precompiled_charsmap.is_empty());
+    let Some(spec) = spec else { return Ok(None) };
+    charsmap::check(&spec.precompiled_charsmap).map_err(|reason| TokenizerError::invalid(file, reason))?;
+    let table = charsmap::to_base64(&spec.precompiled_charsmap);
+    Ok(Some(json!({"type": "Precompiled", "precompiled_charsmap": table})))
+}
+
 fn assemble_unigram(
     file: &str,
     proto: &ModelProto,
     settings: &Settings,
-    vocab: Vec<(String, f32)>,
-    unk_id: i32,
+    (vocab, unk_id): (Vec<(String, f32)>, i32),
     specials: impl IntoIterator<Item = Special>,
+    steps: Steps,
     post_processor: impl FnOnce(IdOf<'_>) -> Result<Value, TokenizerError>,
 ) -> Result<Value, TokenizerError> {
     // Of a repeated piece the last id counts, as in the tokenizers library.
@@ -161,30 +247,13 @@ fn assemble_unigram(
     });
     let added = settings.added_tokens(&ids, own.chain(specials))?;
 
-    let mut normalizers = Vec::new();
-    if let Some(spec) = proto.normalizer_spec.as_ref().filter(|spec| !spec.precompiled_charsmap.is_empty()) {
-        charsmap::check(&spec.precompiled_charsmap)
-            .map_err(|reason| TokenizerError::invalid(file, reason))?;
-        let table = charsmap::to_base64(&spec.precompiled_charsmap);
-        normalizers.push(json!({"type": "Precompiled", "precompiled_charsmap": table}));
-    }
-    normalizers.push(json!({"type": "Strip", "strip_left": false, "strip_right": true}));
-    normalizers.push(json!({"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": SPACE}));
-    let scheme =
-        match (settings.flag("add_prefix_space").unwrap_or(true), settings.flag("legacy").unwrap_or(true)) {
-            (false, _) => "never",
-            (true, true) => "always",
-            (true, false) => "first",
-        };
-    let metaspace =
-        json!({"type": "Metaspace", "replacement": SPACE, "prepend_scheme": scheme, "split": true});
     let pieces: Vec<Value> = vocab.iter().map(|(piece, score)| json!([piece, f64::from(*score)])).collect();
     Ok(assemble([
         ("added_tokens", added.into()),
-        ("normalizer", json!({"type": "Sequence", "normalizers": normalizers})),
-        ("pre_tokenizer", metaspace.clone()),
+        ("normalizer", json!({"type": "Sequence", "normalizers": steps.normalizers})),
+        ("pre_tokenizer", steps.pre_tokenizer),
         ("post_processor", post),
-        ("decoder", metaspace),
+        ("decoder", steps.decoder),
         ("model", json!({"type": "Unigram", "unk_id": unk_id, "vocab": pieces, "byte_fallback": false})),
     ]))
 }

@@ -30,7 +30,8 @@ pub struct LoadRequest {
     /// Directory with `config.json` and `*.safetensors` (single file, or sharded with its index), already
     /// resolved, checked and converted by the host.
     pub model_dir: String,
-    /// Content of `config.json`.
+    /// Content of `config.json`. With `ranking_label: {name, index, of}` the model has one label (the other fields
+    /// say so): row `index` of the `of` rows that the stored head has, unless that has one row only.
     pub config_json: String,
     /// `cpu`, `cuda:0`.
     pub device: String,

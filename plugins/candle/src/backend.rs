@@ -8,9 +8,8 @@ use cappy_plugin_abi::{
 };
 use serde::de::DeserializeOwned;
 
-use crate::encoder::config::{EncoderConfig, Family};
-use crate::encoder::fast::FastEncoder;
-use crate::encoder::plain::PlainEncoder;
+use crate::encoder::config::EncoderConfig;
+use crate::encoder::family::{Family, Identity};
 use crate::encoder::scorer::EncoderScorer;
 use crate::t5;
 use crate::trainer::EncoderTrainer;
@@ -43,18 +42,8 @@ impl Backend for CandleBackend {
         let device = device(&request.device)?;
         check_dtype(&request.dtype)?;
         options::<NoOptions>(request)?;
-        let config = EncoderConfig::parse(&request.config_json)?;
-        if !config.classifier {
-            return Err(Failure::unsupported(
-                "`config.json` names a model without a classification head; fine-tune it first",
-            ));
-        }
         let checkpoint = Checkpoint::open(Path::new(&request.model_dir))?;
-        let scorer: EncoderScorer = match device {
-            Device::Cpu => FastEncoder::load(config, &checkpoint)?.into(),
-            device => PlainEncoder::load(config, &checkpoint, device)?.into(),
-        };
-        Ok(Box::new(scorer))
+        Ok(Box::new(EncoderScorer::load(&request.config_json, &checkpoint, device)?))
     }
 
     fn load_generator(&self, request: &LoadRequest) -> Result<Box<dyn Generator>, Failure> {
@@ -71,6 +60,16 @@ impl Backend for CandleBackend {
         };
         check_dtype(&request.dtype)?;
         let options: TrainerOptions = options(request)?;
+        let family = Identity::parse(&request.config_json)?.family;
+        if !family.trains() {
+            let trained: Vec<&str> =
+                Family::ALL.into_iter().filter(|f| f.trains()).map(Family::model_type).collect();
+            return Err(Failure::unsupported(format!(
+                "the candle backend does not fine-tune `{}` yet; start from one of {}",
+                family.model_type(),
+                trained.join(", ")
+            )));
+        }
         let config = EncoderConfig::parse(&request.config_json)?;
         let checkpoint = Checkpoint::open(Path::new(&request.model_dir))?;
         Ok(Box::new(EncoderTrainer::load(config, &checkpoint, options)?))

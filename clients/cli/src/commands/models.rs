@@ -35,7 +35,7 @@ enum Action {
 
 #[derive(Debug, Args)]
 struct Named {
-    /// A directory, a hub id or a short name
+    /// A directory, a hub id or a short name; of a classifier with several labels, NAME#LABEL ranks by one
     model: String,
     /// What it is for; needed only for `demo`, which means a different model in each role
     #[arg(long, value_enum)]
@@ -98,6 +98,8 @@ fn view(model: &ResolvedModel, files: &[VerifiedFile]) -> Value {
         "architecture": model.architecture.to_string(),
         "parameters": model.parameters,
         "weight_bytes": model.weight_bytes,
+        "labels": model.labels,
+        "ranking_label": model.ranking_label.as_ref().map(|label| &label.name),
         "fingerprint": model.fingerprint,
         "directory": model.dir,
         "files": files.iter().map(file).collect::<Vec<_>>(),
@@ -113,6 +115,16 @@ fn text(model: &ResolvedModel, files: &[VerifiedFile]) -> String {
         model.fingerprint,
         model.dir.display()
     );
+    if model.labels.len() > 1 {
+        let ranks = match &model.ranking_label {
+            Some(label) => format!("ranks by {}", label.name),
+            None => "NAME#LABEL says which one ranks".to_owned(),
+        };
+        let _ = writeln!(out, "  labels        {} ({ranks})", model.labels.join(", "));
+    }
+    if !files.is_empty() {
+        out.push_str("  checked       configuration, tensor headers and shapes, tokenizer, its largest id, and the content of\n");
+    }
     for file in files {
         let _ = writeln!(out, "  {}  {} ({} bytes)", file.sha256, file.name, file.bytes);
     }

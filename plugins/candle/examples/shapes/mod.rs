@@ -35,6 +35,7 @@ pub fn random_model(shape: &Shape) -> Result<tempfile::TempDir, Box<dyn std::err
     let ones = vec![half::bf16::ONE; 1 << 16];
     let tensors: Vec<(String, Vec<usize>, Vec<u8>)> = layout
         .slots
+        .list()
         .iter()
         .map(|slot| {
             let source = if slot.name.ends_with("LayerNorm.weight") { &ones } else { &block };

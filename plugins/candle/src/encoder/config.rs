@@ -1,41 +1,11 @@
-//! `config.json` of a sequence classifier.
+//! `config.json` of the families that are BERT but for positions, segments and head: BERT, RoBERTa, XLM-R,
+//! DistilBERT.
 
 use cappy_plugin_abi::Failure;
 use serde::Deserialize;
 
-/// The architectures that differ in positions, segments and head.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Family {
-    /// `RobertaForSequenceClassification`
-    Roberta,
-    /// `XLMRobertaForSequenceClassification`
-    XlmRoberta,
-    /// `BertForSequenceClassification`
-    Bert,
-}
-
-impl Family {
-    /// All of them.
-    pub const ALL: [Self; 3] = [Self::Roberta, Self::XlmRoberta, Self::Bert];
-
-    /// `model_type` in `config.json`.
-    pub fn model_type(self) -> &'static str {
-        match self {
-            Self::Roberta => "roberta",
-            Self::XlmRoberta => "xlm-roberta",
-            Self::Bert => "bert",
-        }
-    }
-
-    /// The class name's first part.
-    fn class(self) -> &'static str {
-        match self {
-            Self::Roberta => "Roberta",
-            Self::XlmRoberta => "XLMRoberta",
-            Self::Bert => "Bert",
-        }
-    }
-}
+pub use super::family::{Family, LabelRow};
+use super::family::{Identity, check_heads, check_sizes, epsilon, not_computed, parse};
 
 /// What the forward pass needs to know.
 #[derive(Clone, Debug, PartialEq)]
@@ -48,7 +18,7 @@ pub struct EncoderConfig {
     pub vocab_size: usize,
     /// Rows of the position embeddings.
     pub max_positions: usize,
-    /// Segments.
+    /// Segments; DistilBERT has none.
     pub type_vocab_size: usize,
     /// Width of a hidden state.
     pub hidden: usize,
@@ -64,32 +34,28 @@ pub struct EncoderConfig {
     pub pad_token_id: u32,
     /// Outputs of the head.
     pub labels: usize,
+    /// Where the only output is one of several in the checkpoint.
+    pub label_row: Option<LabelRow>,
 }
 
 #[derive(Deserialize)]
 struct Raw {
-    model_type: Option<String>,
-    architectures: Option<Vec<String>>,
     vocab_size: usize,
     max_position_embeddings: usize,
-    #[serde(default = "one")]
-    type_vocab_size: usize,
+    type_vocab_size: Option<usize>,
+    #[serde(alias = "dim")]
     hidden_size: usize,
+    #[serde(alias = "hidden_dim")]
     intermediate_size: usize,
+    #[serde(alias = "n_layers")]
     num_hidden_layers: usize,
+    #[serde(alias = "n_heads")]
     num_attention_heads: usize,
     layer_norm_eps: Option<f64>,
     pad_token_id: Option<u32>,
-    num_labels: Option<usize>,
-    id2label: Option<serde_json::Map<String, serde_json::Value>>,
+    #[serde(alias = "activation")]
     hidden_act: Option<String>,
     position_embedding_type: Option<String>,
-    #[serde(default)]
-    is_decoder: bool,
-}
-
-fn one() -> usize {
-    1
 }
 
 impl EncoderConfig {
@@ -98,90 +64,52 @@ impl EncoderConfig {
     /// # Errors
     /// `BadModel` for what is wrong, `Unsupported` for what this backend does not compute; both name the field.
     pub fn parse(json: &str) -> Result<Self, Failure> {
-        let raw: Raw = serde_json::from_str(json).map_err(|e| {
-            Failure::bad_model(format!("`config.json` is not the configuration of an encoder: {e}"))
-        })?;
-        let architecture = raw.architectures.as_deref().and_then(<[_]>::first);
-        let family = match (&raw.model_type, architecture) {
-            (Some(model_type), _) => Family::ALL.into_iter().find(|f| f.model_type() == model_type),
-            (None, Some(class)) => Family::ALL
-                .into_iter()
-                .find(|f| class.strip_prefix(f.class()).is_some_and(|r| r.starts_with("For"))),
-            (None, None) => None,
-        };
-        let Some(family) = family else {
-            let found = raw.model_type.as_ref().or(architecture).map_or("nothing", String::as_str);
-            return Err(Failure::unsupported(format!(
-                "`config.json` names architecture `{found}`; roberta, xlm-roberta and bert classifiers are understood"
-            )));
-        };
-        let classifier = match architecture {
-            None => true,
-            Some(class) => match class.strip_prefix(family.class()) {
-                Some(rest) => rest == "ForSequenceClassification",
-                None => {
-                    return Err(Failure::bad_model(format!(
-                        "`config.json` has architecture `{class}` but model_type `{}`",
-                        family.model_type()
-                    )));
-                }
-            },
-        };
-        let refuse = |field: &str, value: &str| {
-            Failure::unsupported(format!(
-                "`config.json` has {field} `{value}`, which this backend does not compute"
-            ))
-        };
+        let Identity { family, classifier, labels, label_row } = Identity::parse(json)?;
+        if !family.trains() {
+            return Err(Failure::unsupported(format!("`{}` is not built like BERT", family.model_type())));
+        }
+        let raw: Raw = parse(json)?;
         match raw.hidden_act.as_deref() {
             None | Some("gelu") => {}
-            Some(other) => return Err(refuse("hidden_act", other)),
+            Some(other) => return Err(not_computed("hidden_act", other)),
         }
         match raw.position_embedding_type.as_deref() {
             None | Some("absolute") => {}
-            Some(other) => return Err(refuse("position_embedding_type", other)),
+            Some(other) => return Err(not_computed("position_embedding_type", other)),
         }
-        if raw.is_decoder {
-            return Err(refuse("is_decoder", "true"));
-        }
-        let labels = raw.num_labels.or(raw.id2label.as_ref().map(serde_json::Map::len)).unwrap_or(2);
-        for (field, value) in [
+        let type_vocab_size = match family {
+            Family::DistilBert => 0,
+            _ => raw.type_vocab_size.unwrap_or(1),
+        };
+        check_sizes(&[
             ("vocab_size", raw.vocab_size),
             ("max_position_embeddings", raw.max_position_embeddings),
-            ("type_vocab_size", raw.type_vocab_size),
             ("hidden_size", raw.hidden_size),
             ("intermediate_size", raw.intermediate_size),
             ("num_hidden_layers", raw.num_hidden_layers),
             ("num_attention_heads", raw.num_attention_heads),
-            ("num_labels", labels),
-        ] {
-            if value == 0 || value > 1 << 24 {
-                return Err(Failure::bad_model(format!("`config.json` has {field} {value}")));
-            }
+        ])?;
+        if family != Family::DistilBert {
+            check_sizes(&[("type_vocab_size", type_vocab_size)])?;
         }
-        if !raw.hidden_size.is_multiple_of(raw.num_attention_heads) {
-            return Err(Failure::bad_model(format!(
-                "`config.json` has hidden_size {}, which {} heads do not divide",
-                raw.hidden_size, raw.num_attention_heads
-            )));
-        }
-        let eps = raw.layer_norm_eps.unwrap_or(1e-12);
-        if !(eps > 0.0 && eps < 1.0) {
-            return Err(Failure::bad_model(format!("`config.json` has layer_norm_eps {eps}")));
-        }
-        let pad_token_id = raw.pad_token_id.unwrap_or(if family == Family::Bert { 0 } else { 1 });
+        check_heads(raw.hidden_size, raw.num_attention_heads)?;
+        let zero_pad = matches!(family, Family::Bert | Family::DistilBert);
+        let pad_token_id = raw.pad_token_id.unwrap_or(if zero_pad { 0 } else { 1 });
         let config = Self {
             family,
             classifier,
             vocab_size: raw.vocab_size,
             max_positions: raw.max_position_embeddings,
-            type_vocab_size: raw.type_vocab_size,
+            type_vocab_size,
             hidden: raw.hidden_size,
             intermediate: raw.intermediate_size,
             layers: raw.num_hidden_layers,
             heads: raw.num_attention_heads,
-            layer_norm_eps: eps as f32,
+            // DistilBERT's is fixed in its code.
+            layer_norm_eps: epsilon("layer_norm_eps", raw.layer_norm_eps.unwrap_or(1e-12))?,
             pad_token_id,
             labels,
+            label_row,
         };
         if config.first_position() >= config.max_positions {
             return Err(Failure::bad_model(format!(
@@ -199,10 +127,11 @@ impl EncoderConfig {
 
     /// Position of a row's first token: RoBERTa counts from above the pad id.
     pub fn first_position(&self) -> usize {
-        match self.family {
-            Family::Bert => 0,
-            Family::Roberta | Family::XlmRoberta => self.pad_token_id as usize + 1,
-        }
+        if self.positions_above_pad() { self.pad_token_id as usize + 1 } else { 0 }
+    }
+
+    fn positions_above_pad(&self) -> bool {
+        matches!(self.family, Family::Roberta | Family::XlmRoberta)
     }
 
     /// Longest row.
@@ -215,7 +144,7 @@ impl EncoderConfig {
     pub fn positions<'a>(&'a self, row: &'a [u32]) -> impl Iterator<Item = usize> + 'a {
         let mut next = self.first_position();
         row.iter().map(move |&id| {
-            if self.family != Family::Bert && id == self.pad_token_id {
+            if self.positions_above_pad() && id == self.pad_token_id {
                 return id as usize;
             }
             next += 1;
@@ -239,6 +168,22 @@ mod tests {
         let config = EncoderConfig::parse(LARGE).unwrap();
         assert_eq!((config.family, config.labels, config.max_tokens()), (Family::Roberta, 1, 512));
         assert_eq!(config.positions(&[0, 5, 1, 7]).collect::<Vec<_>>(), [2, 3, 1, 4]);
+    }
+
+    #[test]
+    fn distilbert_has_names_of_its_own() {
+        let json = r#"{"architectures": ["DistilBertForSequenceClassification"], "model_type": "distilbert",
+            "vocab_size": 30522, "max_position_embeddings": 512, "dim": 768, "hidden_dim": 3072, "n_layers": 6,
+            "n_heads": 12, "activation": "gelu", "pad_token_id": 0, "num_labels": 1,
+            "ranking_label": {"name": "entailment", "index": 2, "of": 3}}"#;
+        let config = EncoderConfig::parse(json).unwrap();
+        assert_eq!((config.family, config.hidden, config.layers), (Family::DistilBert, 768, 6));
+        assert_eq!((config.type_vocab_size, config.max_tokens()), (0, 512));
+        assert_eq!((config.labels, config.label_row), (1, Some(LabelRow { index: 2, of: 3 })));
+        for (from, to) in [("\"index\": 2", "\"index\": 3"), ("\"num_labels\": 1", "\"num_labels\": 3")] {
+            let failure = EncoderConfig::parse(&json.replace(from, to)).unwrap_err();
+            assert!(failure.code == Code::BadModel && failure.message.contains("ranking_label"), "{failure}");
+        }
     }
 
     #[test]

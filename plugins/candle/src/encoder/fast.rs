@@ -1,25 +1,25 @@
-//! Inference in f32 on the CPU over packed weights and ragged rows.
+//! Inference of BERT-like classifiers in f32 on the CPU over packed weights and ragged rows.
 //!
 //! A batch is cut into pieces of whole rows. All tokens of a piece go through each linear layer in one product;
 //! attention runs row by row. The last layer computes keys and values of all tokens but everything else only for
 //! each row's first token, which is all that the head reads. Buffers are kept between calls.
 //!
-//! Source: RoBERTa, arXiv 1907.11692; BERT, arXiv 1810.04805; transformers' `modeling_roberta.py`.
+//! Source: RoBERTa, arXiv 1907.11692; BERT, arXiv 1810.04805; DistilBERT, arXiv 1910.01108; transformers'
+//! `modeling_roberta.py`, `modeling_distilbert.py`.
 
 use cappy_plugin_abi::{Control, Failure, RaggedTokens};
 use rayon::prelude::*;
 
-use super::config::EncoderConfig;
-use super::layout::{Layout, LinearAt, NormAt};
+use super::config::{EncoderConfig, Family};
+use super::layout::Layout;
+use super::parts::{Linear, Norm, ROWS, Source};
 use super::pieces::pieces;
 use crate::kernels::attention::{Heads, attend, attend_first};
-use crate::kernels::{Buffer, Epilogue, Matrix, Packed, activation, gemm, rowwise};
+use crate::kernels::{Buffer, activation};
 use crate::weights::Checkpoint;
 
 /// Tokens of a piece: enough that reading the weights costs nothing, few enough that activations stay near.
 const PIECE_TOKENS: usize = 2048;
-/// Rows of hidden states normalised by one task.
-const NORM_ROWS: usize = 32;
 
 /// A loaded classifier.
 pub struct FastEncoder {
@@ -35,16 +35,6 @@ pub struct FastEncoder {
     dense: Linear,
     out: Linear,
     scratch: Scratch,
-}
-
-struct Linear {
-    weight: Packed,
-    bias: Vec<f32>,
-}
-
-struct Norm {
-    weight: Vec<f32>,
-    bias: Vec<f32>,
 }
 
 struct Layer {
@@ -73,47 +63,6 @@ struct Scratch {
     query: Buffer,
 }
 
-/// Reads parts of a model for [`FastEncoder::load`].
-struct Source<'a> {
-    layout: &'a Layout,
-    checkpoint: &'a Checkpoint,
-}
-
-impl Source<'_> {
-    fn linear(&self, at: &LinearAt) -> Result<Linear, Failure> {
-        let weight = self.layout.read(self.checkpoint, &at.weight)?;
-        let bias = self.layout.read(self.checkpoint, &at.bias)?;
-        Ok(Linear { weight: Packed::from_weight(&weight, at.out, at.input), bias })
-    }
-
-    fn norm(&self, at: &NormAt) -> Result<Norm, Failure> {
-        Ok(Norm {
-            weight: self.layout.read(self.checkpoint, &at.weight)?,
-            bias: self.layout.read(self.checkpoint, &at.bias)?,
-        })
-    }
-}
-
-impl Linear {
-    /// `to = epilogue(from . weight^T)`, `from`: `(m, in)`, `to`: `(m, out)`.
-    fn apply<'a>(
-        &'a self,
-        from: &[f32],
-        m: usize,
-        to: &mut [f32],
-        epilogue: impl FnOnce(&'a [f32]) -> Epilogue<'a>,
-    ) {
-        gemm(Matrix::new(from, m, self.weight.k()), &self.weight, to, self.weight.n(), epilogue(&self.bias));
-    }
-}
-
-impl Norm {
-    fn apply(&self, x: &mut [f32], eps: f32) {
-        x.par_chunks_mut(NORM_ROWS * self.weight.len())
-            .for_each(|rows| rowwise::layer_norm(rows, &self.weight, &self.bias, eps));
-    }
-}
-
 impl FastEncoder {
     /// Loads and packs the weights.
     ///
@@ -121,7 +70,7 @@ impl FastEncoder {
     /// `BadModel` naming the tensor that is missing or of another shape.
     pub fn load(config: EncoderConfig, checkpoint: &Checkpoint) -> Result<Self, Failure> {
         let layout = Layout::new(&config);
-        let source = Source { layout: &layout, checkpoint };
+        let source = Source { slots: &layout.slots, checkpoint };
         let h = config.hidden;
         let last = config.layers - 1;
         let layers = layout
@@ -140,16 +89,15 @@ impl FastEncoder {
             })
             .collect::<Result<_, Failure>>()?;
         let qkv = &layout.layers[last].qkv;
-        let weight = layout.read(checkpoint, &qkv.weight)?;
-        let bias = layout.read(checkpoint, &qkv.bias)?;
-        let part = |rows: std::ops::Range<usize>| Linear {
-            weight: Packed::from_weight(&weight[rows.start * h..rows.end * h], rows.len(), h),
-            bias: bias[rows].to_vec(),
+        let (weight, bias) = (source.read(&qkv.weight)?, source.read(&qkv.bias)?);
+        let part = |rows: std::ops::Range<usize>| {
+            let weight = &weight[rows.start * h..rows.end * h];
+            Linear::new(weight, rows.len(), h, Some(bias[rows].to_vec()))
         };
         Ok(Self {
-            word: layout.read(checkpoint, &layout.word)?,
-            position: layout.read(checkpoint, &layout.position)?,
-            token_type: layout.read(checkpoint, &layout.token_type)?,
+            word: source.read(&layout.word)?,
+            position: source.read(&layout.position)?,
+            token_type: source.read(&layout.token_type)?,
             embedding_norm: source.norm(&layout.embedding_norm)?,
             layers,
             last_query: part(0..h),
@@ -168,21 +116,16 @@ impl FastEncoder {
 
     /// Bytes of weights in memory.
     pub fn weight_bytes(&self) -> usize {
-        let linear = |l: &Linear| l.weight.bytes() + 4 * l.bias.len();
-        let layers: usize = self
-            .layers
-            .iter()
-            .map(|l| {
-                l.qkv.as_ref().map_or(0, linear)
-                    + [&l.output, &l.up, &l.down].into_iter().map(linear).sum::<usize>()
-                    + 16 * self.config.hidden
-            })
-            .sum();
-        let rest =
-            [&self.last_query, &self.last_kv, &self.dense, &self.out].into_iter().map(linear).sum::<usize>();
-        layers
-            + rest
-            + 4 * (self.word.len() + self.position.len() + self.token_type.len() + 2 * self.config.hidden)
+        let layer = |l: &Layer| {
+            let linear: usize = [&l.output, &l.up, &l.down].into_iter().map(Linear::bytes).sum();
+            let norms = l.attention_norm.bytes() + l.ffn_norm.bytes();
+            l.qkv.as_ref().map_or(0, Linear::bytes) + linear + norms
+        };
+        let rest = [&self.last_query, &self.last_kv, &self.dense, &self.out];
+        self.layers.iter().map(layer).sum::<usize>()
+            + rest.into_iter().map(Linear::bytes).sum::<usize>()
+            + 4 * (self.word.len() + self.position.len() + self.token_type.len())
+            + self.embedding_norm.bytes()
     }
 
     /// Raw logits, `(rows, labels)`. The batch must have been checked against the configuration.
@@ -220,16 +163,18 @@ impl FastEncoder {
         let hidden = scratch.hidden.resized(tokens * h);
         let mut positions = Vec::with_capacity(tokens);
         rows.clone().for_each(|row| positions.extend(config.positions(batch.row(row))));
-        hidden.par_chunks_mut(NORM_ROWS * h).enumerate().for_each(|(chunk, out)| {
+        hidden.par_chunks_mut(ROWS * h).enumerate().for_each(|(chunk, out)| {
             for (i, out) in out.chunks_exact_mut(h).enumerate() {
-                let t = chunk * NORM_ROWS + i;
+                let t = chunk * ROWS + i;
                 let id = batch.tokens[start + t];
                 let segment = if several_segments { batch.type_ids.get(start + t).copied() } else { None };
                 out.copy_from_slice(&self.word[id as usize * h..][..h]);
-                activation::add(out, &self.token_type[usize::from(segment.unwrap_or(0)) * h..][..h]);
+                if !self.token_type.is_empty() {
+                    activation::add(out, &self.token_type[usize::from(segment.unwrap_or(0)) * h..][..h]);
+                }
                 activation::add(out, &self.position[positions[t] * h..][..h]);
             }
-            rowwise::layer_norm(out, &self.embedding_norm.weight, &self.embedding_norm.bias, eps);
+            self.embedding_norm.apply_here(out, eps);
         });
 
         for layer in &self.layers {
@@ -238,37 +183,40 @@ impl FastEncoder {
             }
             let (m, stream, context) = if let Some(linear) = &layer.qkv {
                 let qkv = scratch.qkv.resized(tokens * 3 * h);
-                linear.apply(&scratch.hidden, tokens, qkv, Epilogue::Bias);
+                linear.store(&scratch.hidden, tokens, qkv);
                 let context = scratch.context.resized(tokens * h);
                 attend(qkv, shape, context);
                 (tokens, &mut scratch.hidden, &scratch.context)
             } else {
                 let m = rows.len();
                 let kv = scratch.qkv.resized(tokens * 2 * h);
-                self.last_kv.apply(&scratch.hidden, tokens, kv, Epilogue::Bias);
+                self.last_kv.store(&scratch.hidden, tokens, kv);
                 let first = scratch.first.resized(m * h);
                 for (to, &t) in first.chunks_exact_mut(h).zip(&offsets) {
                     to.copy_from_slice(&scratch.hidden[t * h..][..h]);
                 }
                 let query = scratch.query.resized(m * h);
-                self.last_query.apply(first, m, query, Epilogue::Bias);
+                self.last_query.store(first, m, query);
                 let context = scratch.context.resized(m * h);
                 attend_first(query, kv, shape, context);
                 (m, &mut scratch.first, &scratch.context)
             };
-            layer.output.apply(context, m, stream, Epilogue::BiasAdd);
+            layer.output.add(context, m, stream);
             layer.attention_norm.apply(stream, eps);
             let inner = scratch.inner.resized(m * f);
-            layer.up.apply(stream, m, inner, Epilogue::BiasGelu);
-            layer.down.apply(inner, m, stream, Epilogue::BiasAdd);
+            layer.up.gelu(stream, m, inner);
+            layer.down.add(inner, m, stream);
             layer.ffn_norm.apply(stream, eps);
         }
 
-        // BERT's pooler and RoBERTa's head are both dense, tanh, projection.
+        // BERT's pooler and RoBERTa's head are both dense, tanh, projection; DistilBERT's has another activation.
         let pooled = scratch.query.resized(rows.len() * h);
-        self.dense.apply(&scratch.first, rows.len(), pooled, Epilogue::Bias);
-        activation::tanh(pooled);
-        self.out.apply(pooled, rows.len(), logits, Epilogue::Bias);
+        self.dense.store(&scratch.first, rows.len(), pooled);
+        match config.family {
+            Family::DistilBert => activation::relu(pooled),
+            _ => activation::tanh(pooled),
+        }
+        self.out.store(pooled, rows.len(), logits);
         Ok(())
     }
 }

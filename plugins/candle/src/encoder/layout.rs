@@ -1,47 +1,13 @@
-//! All parameters of a classifier in one flat array, and transformers' names for its parts.
+//! Where every parameter of a BERT-like classifier lies, and transformers' names for its parts.
 //!
 //! Queries, keys and values of a layer are neighbours, so that they are one `(3 * hidden, hidden)` weight to
 //! whoever multiplies, and three tensors in a checkpoint.
 
 use std::ops::Range;
 
-use cappy_plugin_abi::Failure;
-
 use super::config::{EncoderConfig, Family};
-use crate::weights::Checkpoint;
-
-/// One tensor of a checkpoint.
-#[derive(Clone, Debug)]
-pub struct Slot {
-    /// transformers' name.
-    pub name: String,
-    /// Row-major.
-    pub shape: Vec<usize>,
-    /// Where it lies in the flat array.
-    pub range: Range<usize>,
-}
-
-/// Weight `(out, in)` and bias `(out)` of a linear layer.
-#[derive(Clone, Debug)]
-pub struct LinearAt {
-    /// Where the weight lies.
-    pub weight: Range<usize>,
-    /// Where the bias lies.
-    pub bias: Range<usize>,
-    /// Rows of the weight.
-    pub out: usize,
-    /// Columns of the weight.
-    pub input: usize,
-}
-
-/// Weight and bias of a layer normalisation, `(hidden)` each.
-#[derive(Clone, Debug)]
-pub struct NormAt {
-    /// Where the weight lies.
-    pub weight: Range<usize>,
-    /// Where the bias lies.
-    pub bias: Range<usize>,
-}
+use super::slots::Slots;
+pub use super::slots::{LinearAt, NormAt, Slot};
 
 /// One encoder layer.
 #[derive(Clone, Debug)]
@@ -67,55 +33,55 @@ pub struct Layout {
     pub word: Range<usize>,
     /// `(max_positions, hidden)`.
     pub position: Range<usize>,
-    /// `(type_vocab_size, hidden)`.
+    /// `(type_vocab_size, hidden)`; empty in DistilBERT.
     pub token_type: Range<usize>,
     /// After the embeddings.
     pub embedding_norm: NormAt,
     /// In order.
     pub layers: Vec<LayerAt>,
-    /// RoBERTa's `classifier.dense`, BERT's pooler: `(hidden, hidden)`.
+    /// RoBERTa's `classifier.dense`, BERT's pooler, DistilBERT's `pre_classifier`: `(hidden, hidden)`.
     pub dense: LinearAt,
     /// `(labels, hidden)`.
     pub out: LinearAt,
     /// All tensors, ascending.
-    pub slots: Vec<Slot>,
+    pub slots: Slots,
 }
 
-struct Builder {
-    slots: Vec<Slot>,
-    len: usize,
+/// transformers' names of a layer's parts.
+pub(super) struct LayerNames {
+    /// Of the list of layers.
+    pub layers: &'static str,
+    pub qkv: [&'static str; 3],
+    pub output: &'static str,
+    pub attention_norm: &'static str,
+    pub up: &'static str,
+    pub down: &'static str,
+    pub ffn_norm: &'static str,
 }
 
-impl Builder {
-    fn add(&mut self, name: String, shape: &[usize]) -> Range<usize> {
-        let range = self.len..self.len + shape.iter().product::<usize>();
-        self.len = range.end;
-        self.slots.push(Slot { name, shape: shape.to_vec(), range: range.clone() });
-        range
-    }
+const BERT_NAMES: LayerNames = LayerNames {
+    layers: "encoder.layer",
+    qkv: ["attention.self.query", "attention.self.key", "attention.self.value"],
+    output: "attention.output.dense",
+    attention_norm: "attention.output.LayerNorm",
+    up: "intermediate.dense",
+    down: "output.dense",
+    ffn_norm: "output.LayerNorm",
+};
 
-    /// Linear layers over one input, stacked.
-    fn stacked(&mut self, names: &[String], out: usize, input: usize) -> LinearAt {
-        let start = self.len;
-        for name in names {
-            self.add(format!("{name}.weight"), &[out, input]);
-        }
-        let middle = self.len;
-        for name in names {
-            self.add(format!("{name}.bias"), &[out]);
-        }
-        LinearAt { weight: start..middle, bias: middle..self.len, out: out * names.len(), input }
-    }
+const DISTILBERT_NAMES: LayerNames = LayerNames {
+    layers: "transformer.layer",
+    qkv: ["attention.q_lin", "attention.k_lin", "attention.v_lin"],
+    output: "attention.out_lin",
+    attention_norm: "sa_layer_norm",
+    up: "ffn.lin1",
+    down: "ffn.lin2",
+    ffn_norm: "output_layer_norm",
+};
 
-    fn linear(&mut self, name: String, out: usize, input: usize) -> LinearAt {
-        self.stacked(&[name], out, input)
-    }
-
-    fn norm(&mut self, name: &str, hidden: usize) -> NormAt {
-        NormAt {
-            weight: self.add(format!("{name}.weight"), &[hidden]),
-            bias: self.add(format!("{name}.bias"), &[hidden]),
-        }
+impl LayerNames {
+    pub fn of(family: Family) -> &'static Self {
+        if family == Family::DistilBert { &DISTILBERT_NAMES } else { &BERT_NAMES }
     }
 }
 
@@ -123,38 +89,44 @@ impl Layout {
     /// The layout of a configuration.
     pub fn new(config: &EncoderConfig) -> Self {
         let (h, f) = (config.hidden, config.intermediate);
-        let (base, dense, out) = match config.family {
-            Family::Roberta | Family::XlmRoberta => ("roberta", "classifier.dense", "classifier.out_proj"),
-            Family::Bert => ("bert", "bert.pooler.dense", "classifier"),
+        let base = config.family.base();
+        let names = LayerNames::of(config.family);
+        let (dense, out) = match config.family {
+            Family::Bert => ("bert.pooler.dense", "classifier"),
+            Family::DistilBert => ("pre_classifier", "classifier"),
+            _ => ("classifier.dense", "classifier.out_proj"),
         };
-        let mut b = Builder { slots: Vec::new(), len: 0 };
+        let mut slots = Slots::new(base);
         let embedding = |part: &str| format!("{base}.embeddings.{part}_embeddings.weight");
-        let word = b.add(embedding("word"), &[config.vocab_size, h]);
-        let position = b.add(embedding("position"), &[config.max_positions, h]);
-        let token_type = b.add(embedding("token_type"), &[config.type_vocab_size, h]);
-        let embedding_norm = b.norm(&format!("{base}.embeddings.LayerNorm"), h);
+        let word = slots.add(embedding("word"), &[config.vocab_size, h]);
+        let position = slots.add(embedding("position"), &[config.max_positions, h]);
+        let token_type = if config.type_vocab_size > 0 {
+            slots.add(embedding("token_type"), &[config.type_vocab_size, h])
+        } else {
+            position.end..position.end
+        };
+        let embedding_norm = slots.norm(&format!("{base}.embeddings.LayerNorm"), h, true);
         let layers = (0..config.layers)
             .map(|i| {
-                let name = |part: &str| format!("{base}.encoder.layer.{i}.{part}");
-                let qkv = ["query", "key", "value"].map(|part| name(&format!("attention.self.{part}")));
+                let name = |part: &str| format!("{base}.{}.{i}.{part}", names.layers);
                 LayerAt {
-                    qkv: b.stacked(&qkv, h, h),
-                    output: b.linear(name("attention.output.dense"), h, h),
-                    attention_norm: b.norm(&name("attention.output.LayerNorm"), h),
-                    up: b.linear(name("intermediate.dense"), f, h),
-                    down: b.linear(name("output.dense"), h, f),
-                    ffn_norm: b.norm(&name("output.LayerNorm"), h),
+                    qkv: slots.stacked(&names.qkv.map(name), h, h, true),
+                    output: slots.linear(name(names.output), h, h, true),
+                    attention_norm: slots.norm(&name(names.attention_norm), h, true),
+                    up: slots.linear(name(names.up), f, h, true),
+                    down: slots.linear(name(names.down), h, f, true),
+                    ffn_norm: slots.norm(&name(names.ffn_norm), h, true),
                 }
             })
             .collect();
-        let dense = b.linear(dense.into(), h, h);
-        let out = b.linear(out.into(), config.labels, h);
-        Self { word, position, token_type, embedding_norm, layers, dense, out, slots: b.slots }
+        let dense = slots.linear(dense, h, h, true);
+        let out = slots.labels(out, config.labels, h, config.label_row);
+        Self { word, position, token_type, embedding_norm, layers, dense, out, slots }
     }
 
     /// Number of parameters.
     pub fn len(&self) -> usize {
-        self.slots.last().map_or(0, |slot| slot.range.end)
+        self.slots.len()
     }
 
     /// Whether there are none, which no configuration has.
@@ -162,59 +134,8 @@ impl Layout {
         self.slots.is_empty()
     }
 
-    /// Indices of the tensors within a part of the flat array.
-    pub fn slots_in(&self, range: &Range<usize>) -> Range<usize> {
-        let first = self.slots.partition_point(|slot| slot.range.end <= range.start);
-        let end = self.slots.partition_point(|slot| slot.range.start < range.end);
-        first..end
-    }
-
     /// Indices of the classification head's tensors.
     pub fn head(&self) -> Range<usize> {
-        self.slots_in(&(self.dense.weight.start..self.out.bias.end))
+        self.slots.within(&(self.dense.weight.start..self.out.bias.end))
     }
-
-    /// Reads a part of the flat array from a checkpoint into `to`.
-    ///
-    /// # Errors
-    /// `BadModel` naming the tensor that is missing or of another shape.
-    pub fn read_into(
-        &self,
-        checkpoint: &Checkpoint,
-        range: &Range<usize>,
-        to: &mut [f32],
-    ) -> Result<(), Failure> {
-        for slot in &self.slots[self.slots_in(range)] {
-            let to = &mut to[slot.range.start - range.start..slot.range.end - range.start];
-            checkpoint.read_into(stored_name(checkpoint, &slot.name).as_ref(), &slot.shape, to)?;
-        }
-        Ok(())
-    }
-
-    /// As [`Layout::read_into`], into fresh memory.
-    ///
-    /// # Errors
-    /// As [`Layout::read_into`].
-    pub fn read(&self, checkpoint: &Checkpoint, range: &Range<usize>) -> Result<Vec<f32>, Failure> {
-        let mut values = vec![0.0; range.len()];
-        self.read_into(checkpoint, range, &mut values)?;
-        Ok(values)
-    }
-}
-
-/// Checkpoints converted from TensorFlow call a layer norm's weight `gamma` and its bias `beta`.
-fn stored_name(checkpoint: &Checkpoint, name: &str) -> String {
-    if !checkpoint.contains(name)
-        && let Some(norm) = name.strip_suffix(".weight").filter(|n| n.ends_with("LayerNorm"))
-        && checkpoint.contains(&format!("{norm}.gamma"))
-    {
-        return format!("{norm}.gamma");
-    }
-    if !checkpoint.contains(name)
-        && let Some(norm) = name.strip_suffix(".bias").filter(|n| n.ends_with("LayerNorm"))
-        && checkpoint.contains(&format!("{norm}.beta"))
-    {
-        return format!("{norm}.beta");
-    }
-    name.to_string()
 }

@@ -1,24 +1,74 @@
-//! The [`Scorer`] that the host gets: the fast path on the CPU, the plain one on CUDA.
+//! The [`Scorer`] that the host gets, whatever the architecture behind it.
 
+use candle_core::Device;
 use cappy_plugin_abi::{Control, Failure, ModelInfo, RaggedTokens, Scorer};
 
 use super::config::EncoderConfig;
+use super::deberta::{self, DebertaConfig};
+use super::family::{Family, Identity};
 use super::fast::FastEncoder;
 use super::layout::Layout;
+use super::modernbert::{self, ModernBertConfig};
 use super::plain::PlainEncoder;
+use crate::weights::Checkpoint;
 
-/// A loaded classifier and what is known about it.
+/// The forward pass of a classifier.
+pub trait Classifier: Send {
+    /// What is known about it.
+    fn info(&self) -> ModelInfo;
+
+    /// Number of segments that it tells apart; 0 or 1: it ignores them.
+    fn segments(&self) -> usize;
+
+    /// Raw logits, `(rows, labels)`, of a batch that was checked.
+    ///
+    /// # Errors
+    /// `Cancelled`, `OutOfMemory`, `Internal`.
+    fn score(&mut self, batch: RaggedTokens<'_>, control: &dyn Control) -> Result<Vec<f32>, Failure>;
+}
+
+/// A loaded classifier: batches are checked before it sees them, scores before they are handed out.
 pub struct EncoderScorer {
-    engine: Engine,
+    classifier: Box<dyn Classifier>,
     info: ModelInfo,
 }
 
-enum Engine {
-    Fast(Box<FastEncoder>),
-    Plain(Box<PlainEncoder>),
+impl EncoderScorer {
+    /// Loads the classifier that a configuration describes: the fast path on the CPU, the plain one elsewhere.
+    ///
+    /// # Errors
+    /// `Unsupported` and `BadModel`, naming the field or tensor.
+    pub fn load(config_json: &str, checkpoint: &Checkpoint, device: Device) -> Result<Self, Failure> {
+        let Identity { family, classifier, .. } = Identity::parse(config_json)?;
+        // One that was fine-tuned from a bare encoder keeps that encoder's configuration.
+        if !classifier && !checkpoint.contains(family.head()) {
+            return Err(Failure::unsupported(
+                "`config.json` names a model without a classification head; fine-tune it first",
+            ));
+        }
+        let classifier: Box<dyn Classifier> = match (family, device) {
+            (Family::ModernBert, Device::Cpu) => {
+                Box::new(modernbert::Fast::load(ModernBertConfig::parse(config_json)?, checkpoint)?)
+            }
+            (Family::ModernBert, device) => {
+                Box::new(modernbert::Plain::load(ModernBertConfig::parse(config_json)?, checkpoint, device)?)
+            }
+            (Family::DebertaV2, Device::Cpu) => {
+                Box::new(deberta::Fast::load(DebertaConfig::parse(config_json)?, checkpoint)?)
+            }
+            (Family::DebertaV2, device) => {
+                Box::new(deberta::Plain::load(DebertaConfig::parse(config_json)?, checkpoint, device)?)
+            }
+            (_, Device::Cpu) => Box::new(FastEncoder::load(EncoderConfig::parse(config_json)?, checkpoint)?),
+            (_, device) => {
+                Box::new(PlainEncoder::load(EncoderConfig::parse(config_json)?, checkpoint, device)?)
+            }
+        };
+        Ok(Self { info: classifier.info(), classifier })
+    }
 }
 
-/// What a loaded encoder tells about itself.
+/// What a loaded BERT-like encoder tells about itself.
 pub fn info(config: &EncoderConfig, weight_bytes: u64) -> ModelInfo {
     ModelInfo {
         architecture: config.family.model_type().into(),
@@ -31,18 +81,31 @@ pub fn info(config: &EncoderConfig, weight_bytes: u64) -> ModelInfo {
     }
 }
 
-impl From<FastEncoder> for EncoderScorer {
-    fn from(encoder: FastEncoder) -> Self {
-        let info = info(encoder.config(), encoder.weight_bytes() as u64);
-        Self { engine: Engine::Fast(Box::new(encoder)), info }
+impl Classifier for FastEncoder {
+    fn info(&self) -> ModelInfo {
+        info(self.config(), self.weight_bytes() as u64)
+    }
+
+    fn segments(&self) -> usize {
+        self.config().type_vocab_size
+    }
+
+    fn score(&mut self, batch: RaggedTokens<'_>, control: &dyn Control) -> Result<Vec<f32>, Failure> {
+        FastEncoder::score(self, batch, control)
     }
 }
 
-impl From<PlainEncoder> for EncoderScorer {
-    fn from(encoder: PlainEncoder) -> Self {
-        let bytes = 4 * Layout::new(encoder.config()).len() as u64;
-        let info = info(encoder.config(), bytes);
-        Self { engine: Engine::Plain(Box::new(encoder)), info }
+impl Classifier for PlainEncoder {
+    fn info(&self) -> ModelInfo {
+        info(self.config(), 4 * Layout::new(self.config()).len() as u64)
+    }
+
+    fn segments(&self) -> usize {
+        self.config().type_vocab_size
+    }
+
+    fn score(&mut self, batch: RaggedTokens<'_>, control: &dyn Control) -> Result<Vec<f32>, Failure> {
+        PlainEncoder::score(self, batch, control)
     }
 }
 
@@ -52,18 +115,10 @@ impl Scorer for EncoderScorer {
     }
 
     fn score(&mut self, batch: RaggedTokens<'_>, control: &dyn Control) -> Result<Vec<f32>, Failure> {
-        let config = match &self.engine {
-            Engine::Fast(encoder) => encoder.config(),
-            Engine::Plain(encoder) => encoder.config(),
-        };
-        super::check(config, batch)?;
-        let labels = config.labels;
-        let scores = match &mut self.engine {
-            Engine::Fast(encoder) => encoder.score(batch, control),
-            Engine::Plain(encoder) => encoder.score(batch, control),
-        }?;
+        super::check(&self.info, self.classifier.segments(), batch)?;
+        let scores = self.classifier.score(batch, control)?;
         if let Some(i) = scores.iter().position(|score| !score.is_finite()) {
-            let row = i / labels;
+            let row = i / self.info.labels as usize;
             return Err(Failure::not_finite(format!(
                 "the score of row {row} is {}; check the weights",
                 scores[i]

@@ -143,6 +143,15 @@ dispatched! {
 }
 
 dispatched! {
+    /// `x = gelu(x) * gate`, the exact form: ModernBERT's gated feed-forward.
+    pub fn gelu_gate(x: &mut [f32], gate: &[f32]) {
+        for (x, &gate) in x.iter_mut().zip(gate) {
+            *x = gelu_lane::<FMA>(*x) * gate;
+        }
+    }
+}
+
+dispatched! {
     /// `x = max(x, 0)`.
     pub fn relu(x: &mut [f32]) {
         for x in x.iter_mut() {
@@ -220,6 +229,9 @@ mod tests {
         for (name, error, bound) in table {
             assert!(error <= bound, "{name}: error {error:e} above {bound:e}");
         }
+        let gate = |x: &mut [f32]| gelu_gate(x, &vec![0.5; x.len()]);
+        let error = worst(gate, |x| 0.5 * reference::gelu_erf(x), &wide, false);
+        assert!(error <= 1e-6, "gelu_gate: error {error:e}");
         let mut extremes = [f32::NEG_INFINITY, -1000.0, 0.0];
         exp(&mut extremes);
         assert_eq!(extremes, [0.0, 0.0, 1.0]);

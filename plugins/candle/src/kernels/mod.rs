@@ -1,5 +1,6 @@
 //! The numbers' inner loops, shared by the models of this backend: matrix products ([`gemm()`]), elementwise
-//! functions ([`activation`]), reductions over rows ([`rowwise`]), attention over ragged rows ([`attention`]),
+//! functions ([`activation`]), reductions over rows ([`rowwise`]), attention over ragged rows ([`attention`]), rotary
+//! positions ([`rotary`]),
 //! dropout ([`dropout`]) and reusable memory ([`Buffer`]).
 //!
 //! Everything is f32 over slices, picks AVX-512, AVX2 or portable code at run time ([`simd`]), and gives results
@@ -15,6 +16,7 @@ mod microkernel;
 mod packing;
 #[cfg(test)]
 pub(crate) mod reference;
+pub mod rotary;
 pub mod rowwise;
 pub mod simd;
 

@@ -62,6 +62,7 @@ fn write(
 pub(super) fn save_model(dir: &Path, layout: &Layout, weights: &[f32]) -> Result<(), Failure> {
     let tensors = layout
         .slots
+        .list()
         .iter()
         .map(|slot| {
             (slot.name.clone(), Borrowed { shape: slot.shape.clone(), values: &weights[slot.range.clone()] })

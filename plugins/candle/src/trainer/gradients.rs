@@ -16,12 +16,12 @@ impl Gradients {
     pub fn new(layout: &Layout) -> Self {
         let mut values = Buffer::new();
         values.zeroed(layout.len());
-        Self { values, written: vec![false; layout.slots.len()] }
+        Self { values, written: vec![false; layout.slots.list().len()] }
     }
 
     /// The part that the backward pass is about to add to; its tensors count as written.
     pub fn at(&mut self, layout: &Layout, range: &Range<usize>) -> &mut [f32] {
-        self.written[layout.slots_in(range)].fill(true);
+        self.written[layout.slots.within(range)].fill(true);
         &mut self.values[range.clone()]
     }
 

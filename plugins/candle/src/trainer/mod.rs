@@ -34,6 +34,7 @@ const INITIAL_DEVIATION: f64 = 0.02;
 /// A classifier being fine-tuned.
 pub struct EncoderTrainer {
     config: EncoderConfig,
+    info: ModelInfo,
     options: TrainerOptions,
     weights: Buffer,
     gradients: Gradients,
@@ -67,12 +68,12 @@ impl EncoderTrainer {
         let mut weights = Buffer::new();
         weights.resized(layout.len());
         let head = layout.head();
-        for (i, slot) in layout.slots.iter().enumerate() {
+        for (i, slot) in layout.slots.list().iter().enumerate() {
             let to = &mut weights[slot.range.clone()];
             if !config.classifier && head.contains(&i) && !checkpoint.contains(&slot.name) {
                 initialise(slot, options.seed, to);
             } else {
-                layout.read_into(checkpoint, &slot.range, to)?;
+                layout.slots.read_into(checkpoint, &slot.range, to)?;
             }
         }
         let zeros = || {
@@ -81,6 +82,7 @@ impl EncoderTrainer {
             buffer
         };
         Ok(Self {
+            info: scorer::info(&config, 4 * layout.len() as u64),
             gradients: Gradients::new(&layout),
             moment1: zeros(),
             moment2: zeros(),
@@ -158,7 +160,7 @@ fn piece<'a>(batch: RaggedTokens<'a>, rows: &std::ops::Range<usize>) -> Piece<'a
 
 impl Trainer for EncoderTrainer {
     fn info(&self) -> ModelInfo {
-        scorer::info(&self.config, 4 * self.weights.len() as u64)
+        self.info.clone()
     }
 
     /// On `NotFinite` and `Cancelled` everything accumulated since the last update is discarded.
@@ -169,7 +171,7 @@ impl Trainer for EncoderTrainer {
         step: u64,
         control: &dyn Control,
     ) -> Result<f32, Failure> {
-        check(&self.config, batch)?;
+        check(&self.info, self.config.type_vocab_size, batch)?;
         let rows = batch.rows();
         if rows == 0 || labels.len() != rows {
             return Err(Failure::invalid_argument(format!(
@@ -213,7 +215,7 @@ impl Trainer for EncoderTrainer {
             return Err(Failure::invalid_argument(format!("the learning rate is {learning_rate}")));
         }
         if let Some(slot) = self.gradients.missing() {
-            let name = &self.network.layout().slots[slot].name;
+            let name = &self.network.layout().slots.list()[slot].name;
             return Err(Failure::internal(format!("variable `{name}` got no gradient")));
         }
         let norm = adamw::norm(self.gradients.values()) / self.accumulated as f64;
@@ -241,7 +243,7 @@ impl Trainer for EncoderTrainer {
     }
 
     fn score(&mut self, batch: RaggedTokens<'_>, control: &dyn Control) -> Result<Vec<f32>, Failure> {
-        check(&self.config, batch)?;
+        check(&self.info, self.config.type_vocab_size, batch)?;
         let none = Dropout::new(0.0, 0);
         let mut scores = Vec::with_capacity(batch.rows());
         for range in pieces(batch.offsets, PIECE_TOKENS) {

@@ -3,6 +3,8 @@
 //! `qkv` is `(tokens, 3 * heads * head_dim)`: queries, keys and values of a token side by side. Scores are scaled by
 //! `head_dim^-0.5`. Source: Vaswani et al., arXiv 1706.03762, section 3.2.
 
+mod banded;
+mod disentangled;
 mod first;
 
 use std::cell::RefCell;
@@ -14,6 +16,8 @@ use super::buffer::Buffer;
 use super::gemm::{Epilogue, Matrix, Packed, gemm_columns, gemm_here};
 use super::rowwise;
 
+pub use banded::attend_banded;
+pub use disentangled::{Positions, attend_disentangled};
 pub use first::{attend_first, attend_first_backward, attend_first_kept};
 
 /// Rows of a batch and heads of a layer.
@@ -77,6 +81,7 @@ struct Scratch {
     right: Packed,
     matrix: Buffer,
     dropped: Buffer,
+    table: Buffer,
 }
 
 thread_local! {

@@ -1,4 +1,4 @@
-//! Word, position and segment embeddings.
+//! Word, position and (where there are any) segment embeddings.
 
 use super::super::gradients::Gradients;
 use super::tail::{Index, norm_backward};
@@ -19,7 +19,9 @@ impl Network {
             for ((t, &id), position) in (w[0]..).zip(row).zip(config.positions(row)) {
                 let x = &mut stream[t * h..][..h];
                 x.copy_from_slice(&tables.0[id as usize * h..][..h]);
-                activation::add(x, &types[segment(config, piece, t) * h..][..h]);
+                if !types.is_empty() {
+                    activation::add(x, &types[segment(config, piece, t) * h..][..h]);
+                }
                 activation::add(x, &tables.1[position * h..][..h]);
             }
         }
@@ -53,8 +55,10 @@ impl Network {
                 if position >= config.first_position() {
                     activation::add(&mut gradients.at(layout, &layout.position)[position * h..][..h], d);
                 }
-                let segment = segment(config, piece, t);
-                activation::add(&mut gradients.at(layout, &layout.token_type)[segment * h..][..h], d);
+                if !layout.token_type.is_empty() {
+                    let segment = segment(config, piece, t);
+                    activation::add(&mut gradients.at(layout, &layout.token_type)[segment * h..][..h], d);
+                }
             }
         }
     }

@@ -1,4 +1,4 @@
-//! The classification head over first tokens: dense, tanh, projection.
+//! The classification head over first tokens: dense, tanh (DistilBERT: ReLU), projection.
 
 use super::super::gradients::Gradients;
 use super::linear::LinearBackward;
@@ -13,12 +13,17 @@ use crate::kernels::{Buffer, Epilogue, Matrix, activation, gemm};
 pub(super) struct KeptHead {
     /// Input after dropout.
     input: Buffer,
-    /// tanh output.
+    /// Output of tanh or ReLU.
     pooled: Buffer,
     /// The projection's input.
     dropped: Buffer,
     /// `(rows, labels)`.
     logits: Buffer,
+}
+
+/// Whether there is dropout before the dense layer: BERT's pooler and DistilBERT take the first token as it is.
+fn drops_input(family: Family) -> bool {
+    !matches!(family, Family::Bert | Family::DistilBert)
 }
 
 impl Network {
@@ -28,14 +33,16 @@ impl Network {
         let index = Index::From(piece.first_row);
         let x = kept.input.resized(rows * h);
         x.copy_from_slice(&last.output);
-        // BERT's pooler takes its input as it is.
-        if config.family != Family::Bert {
+        if drops_input(config.family) {
             drop_rows(x, h, index, dropout, Site::HeadInput);
         }
         let pooled = kept.pooled.resized(rows * h);
         let bias = Epilogue::Bias(&weights[layout.dense.bias.clone()]);
         gemm(Matrix::new(x, rows, h), &packs.dense, pooled, h, bias);
-        activation::tanh(pooled);
+        match config.family {
+            Family::DistilBert => activation::relu(pooled),
+            _ => activation::tanh(pooled),
+        }
         let dropped = kept.dropped.resized(rows * h);
         dropped.copy_from_slice(pooled);
         drop_rows(dropped, h, index, dropout, Site::HeadInner);
@@ -63,11 +70,14 @@ impl Network {
         linear.run(&layout.out, &kept.dropped, d_logits, rows, d_pooled, Epilogue::Store);
         drop_rows(d_pooled, h, index, dropout, Site::HeadInner);
         for (d, &y) in d_pooled.iter_mut().zip(kept.pooled.iter()) {
-            *d *= 1.0 - y * y;
+            *d *= match config.family {
+                Family::DistilBert => f32::from(y > 0.0),
+                _ => 1.0 - y * y,
+            };
         }
         let d_x = first.resized(rows * h);
         linear.run(&layout.dense, &kept.input, d_pooled, rows, d_x, Epilogue::Store);
-        if config.family != Family::Bert {
+        if drops_input(config.family) {
             drop_rows(d_x, h, index, dropout, Site::HeadInput);
         }
     }

@@ -8,7 +8,7 @@ use rayon::prelude::*;
 use super::super::gradients::Gradients;
 use super::linear::{LinearBackward, add_columns};
 use super::{ROWS, Site, drop_rows, norm_weights};
-use crate::encoder::config::EncoderConfig;
+use crate::encoder::config::{EncoderConfig, Family};
 use crate::encoder::layout::{LayerAt, Layout, NormAt};
 use crate::kernels::dropout::Dropout;
 use crate::kernels::{Buffer, Epilogue, Matrix, Packed, activation, gemm, rowwise};
@@ -79,8 +79,13 @@ impl Tail<'_> {
         let bias = |range: &std::ops::Range<usize>| Epilogue::Bias(&self.weights[range.clone()]);
         let attended = kept.attended.resized(m * h);
         gemm(Matrix::new(&kept.context, m, h), &packs[1], attended, h, bias(&self.at.output.bias));
-        let site = Site::AttentionOutput(self.layer);
-        self.close_block(attended, x, site, &self.at.attention_norm, &mut kept.attention_norm);
+        self.close_block(
+            attended,
+            x,
+            self.attention_site(),
+            &self.at.attention_norm,
+            &mut kept.attention_norm,
+        );
 
         let inner = kept.inner.resized(m * f);
         gemm(Matrix::new(attended, m, h), &packs[2], inner, f, bias(&self.at.up.bias));
@@ -91,14 +96,27 @@ impl Tail<'_> {
             .for_each(|(inner, slope)| activation::gelu_with_slope(inner, slope));
         let y = y.resized(m * h);
         gemm(Matrix::new(inner, m, f), &packs[3], y, h, bias(&self.at.down.bias));
-        self.close_block(y, attended, Site::FeedForward(self.layer), &self.at.ffn_norm, &mut kept.ffn_norm);
+        let site = Some(Site::FeedForward(self.layer));
+        self.close_block(y, attended, site, &self.at.ffn_norm, &mut kept.ffn_norm);
+    }
+
+    /// DistilBERT has no dropout behind attention's projection.
+    fn attention_site(&self) -> Option<Site> {
+        (self.config.family != Family::DistilBert).then_some(Site::AttentionOutput(self.layer))
     }
 
     /// `x = layer_norm(dropout(x) + residual)`, kept.
-    fn close_block(&self, x: &mut [f32], residual: &[f32], site: Site, at: &NormAt, kept: &mut KeptNorm) {
+    fn close_block(
+        &self,
+        x: &mut [f32],
+        residual: &[f32],
+        site: Option<Site>,
+        at: &NormAt,
+        kept: &mut KeptNorm,
+    ) {
         let (weight, bias) = norm_weights(self.weights, at);
         let hidden = weight.len();
-        let key = self.dropout.site(site.number());
+        let key = site.map(|site| self.dropout.site(site.number()));
         let normalised = kept.normalised.resized(x.len());
         let inverse = kept.inverse.resized(x.len() / hidden);
         x.par_chunks_mut(ROWS * hidden)
@@ -108,6 +126,7 @@ impl Tail<'_> {
             .enumerate()
             .for_each(|(chunk, (((x, residual), normalised), inverse))| {
                 for (i, x) in x.chunks_exact_mut(hidden).enumerate() {
+                    let Some(key) = key else { break };
                     self.dropout.apply(x, fold(key, self.index.of(chunk * ROWS + i)));
                 }
                 activation::add(x, residual);
@@ -130,7 +149,7 @@ impl Tail<'_> {
             norm_backward(stream, self.weights, linear.layout, at, kept, linear.gradients);
         };
         norm(stream, &self.at.ffn_norm, &kept.ffn_norm, linear);
-        self.open_block(stream, branch, Site::FeedForward(self.layer));
+        self.open_block(stream, branch, Some(Site::FeedForward(self.layer)));
         let d_inner = memory.inner.resized(m * f);
         linear.run(&self.at.down, &kept.inner, branch, m, d_inner, Epilogue::Store);
         d_inner
@@ -140,15 +159,17 @@ impl Tail<'_> {
         linear.run(&self.at.up, &kept.attended, d_inner, m, stream, Epilogue::Add);
 
         norm(stream, &self.at.attention_norm, &kept.attention_norm, linear);
-        self.open_block(stream, branch, Site::AttentionOutput(self.layer));
+        self.open_block(stream, branch, self.attention_site());
         let d_context = memory.context.resized(m * h);
         linear.run(&self.at.output, &kept.context, branch, m, d_context, Epilogue::Store);
     }
 
     /// `branch = dropout(stream)`: the gradient that goes into the block, `stream` being what goes past it.
-    fn open_block(&self, stream: &[f32], branch: &mut [f32], site: Site) {
+    fn open_block(&self, stream: &[f32], branch: &mut [f32], site: Option<Site>) {
         branch.copy_from_slice(stream);
-        drop_rows(branch, self.config.hidden, self.index, self.dropout, site);
+        if let Some(site) = site {
+            drop_rows(branch, self.config.hidden, self.index, self.dropout, site);
+        }
     }
 }
 

@@ -1,6 +1,8 @@
 //! Which workers are connected and what they hold. Nothing here must survive: after a restart workers say hello again
 //! and their heartbeats name their leases.
 
+mod online;
+
 use std::{
     collections::{HashMap, HashSet, VecDeque},
     sync::{Mutex, MutexGuard, PoisonError},
@@ -9,6 +11,8 @@ use std::{
 
 use cappy_proto::{JobId, LeaseId, WorkerId, v1};
 use tokio::sync::mpsc;
+
+pub(crate) use online::Wanted;
 
 use crate::{
     planner::{ClusterFacts, RunningLease},
@@ -53,8 +57,8 @@ struct Member {
     /// False while it may hold leases of an earlier session that its first heartbeat will name.
     settled: bool,
     outbox: mpsc::Sender<v1::SessionResponse>,
-    /// Online calls that are with it now.
-    calls: u32,
+    /// Rows of online calls that are with it now.
+    online_rows: u64,
 }
 
 #[derive(Debug)]
@@ -84,13 +88,6 @@ impl Recent {
             }
         }
     }
-}
-
-/// A worker that answers online calls.
-#[derive(Clone, Debug)]
-pub(crate) struct Server {
-    pub(crate) worker: WorkerId,
-    pub(crate) url: String,
 }
 
 impl Cluster {
@@ -126,7 +123,7 @@ impl Cluster {
                 draining: false,
                 settled,
                 outbox,
-                calls: 0,
+                online_rows: 0,
             },
         );
         (worker, inbox)
@@ -317,45 +314,11 @@ impl Cluster {
         send(&member.outbox, v1::session_response::Message::Drain(v1::Drain {}));
         Some(member.view(worker))
     }
-
-    /// Takes the least busy worker that answers online calls with `backend` (empty: any). Give it back with
-    /// [`Self::release`].
-    pub(crate) fn acquire(&self, backend: &str) -> Option<Server> {
-        let mut state = self.lock();
-        state.turn = state.turn.wrapping_add(1);
-        let turn = state.turn;
-        let mut able: Vec<(&WorkerId, &mut Member)> = state
-            .members
-            .iter_mut()
-            .filter(|(_, member)| !member.draining && !member.hello.inference_url.is_empty())
-            .filter(|(_, member)| {
-                backend.is_empty() || member.hello.backends.iter().any(|found| found.name == backend)
-            })
-            .collect();
-        able.sort_by(|a, b| a.0.cmp(b.0));
-        let least = able.iter().map(|(_, member)| member.load()).min()?;
-        able.retain(|(_, member)| member.load() == least);
-        let chosen = turn % able.len();
-        let (worker, member) = able.swap_remove(chosen);
-        member.calls += 1;
-        Some(Server { worker: worker.clone(), url: member.hello.inference_url.clone() })
-    }
-
-    /// The call has ended.
-    pub(crate) fn release(&self, worker: &WorkerId) {
-        if let Some(member) = self.lock().members.get_mut(worker) {
-            member.calls = member.calls.saturating_sub(1);
-        }
-    }
 }
 
 impl Member {
     fn free_slots(&self) -> u32 {
         self.hello.slots.saturating_sub(u32::try_from(self.leases.len()).unwrap_or(u32::MAX))
-    }
-
-    fn load(&self) -> u32 {
-        self.calls + u32::try_from(self.leases.len()).unwrap_or(u32::MAX / 2)
     }
 
     fn view(&self, worker: &WorkerId) -> v1::Worker {

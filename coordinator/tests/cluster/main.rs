@@ -4,3 +4,4 @@ mod fake_worker;
 mod harness;
 mod kinds;
 mod lifecycle;
+mod router;

@@ -232,9 +232,12 @@ impl Harness {
         WorkerServiceClient::new(self.channel.clone()).session(requests).await.map(drop)
     }
 
+    pub fn inference(&self) -> InferenceServiceClient<Channel> {
+        InferenceServiceClient::new(self.channel.clone())
+    }
+
     pub async fn score(&self) -> Result<v1::ScoreResponse, Status> {
-        let mut client = InferenceServiceClient::new(self.channel.clone());
-        Ok(client.score(v1::ScoreRequest::default()).await?.into_inner())
+        Ok(self.inference().score(v1::ScoreRequest::default()).await?.into_inner())
     }
 
     pub async fn serving(&self, service: &str) -> bool {

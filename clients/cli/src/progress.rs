@@ -1,4 +1,4 @@
-//! A job's progress on stderr: a bar on a terminal, now and then a line elsewhere.
+//! Progress on stderr, of a job and of a transfer: a bar on a terminal, now and then a line elsewhere.
 
 use std::time::{Duration, Instant};
 
@@ -11,6 +11,10 @@ use crate::printer::Printer;
 const LINE_INTERVAL: Duration = Duration::from_secs(10);
 /// Steps of the bar.
 const BAR_STEPS: u64 = 1000;
+/// Smaller transfers are over before they are seen.
+const LARGE_BYTES: u64 = 32 * 1024 * 1024;
+/// Rows between two looks at a file that is read.
+const ROWS_A_STEP: u64 = 20_000;
 
 /// Shows snapshots of one job.
 pub struct Progress {
@@ -76,6 +80,73 @@ impl Progress {
         match &self.bar {
             Some(bar) => bar.println(text),
             None => self.printer.note(text),
+        }
+    }
+}
+
+/// Shows how much of a file has gone through, if it is a large one.
+pub struct Bytes(Option<ProgressBar>);
+
+impl Bytes {
+    /// `doing` a file called `title`.
+    pub fn new(doing: &str, title: &str, total: u64, printer: &Printer) -> Self {
+        if total < LARGE_BYTES {
+            return Self(None);
+        }
+        if !printer.draws() {
+            printer.note(format!("{doing} {title} ({} MB)", total / 1_000_000));
+            return Self(None);
+        }
+        let template = "{msg}  {bar:24.cyan/blue}  {bytes}/{total_bytes}  {bytes_per_sec}  {eta}";
+        let style = ProgressStyle::with_template(template).expect("the template is valid");
+        Self(Some(ProgressBar::new(total).with_style(style).with_message(format!("{doing} {title}"))))
+    }
+
+    /// So many bytes are through.
+    pub fn set(&self, done: u64) {
+        if let Some(bar) = &self.0 {
+            bar.set_position(done);
+        }
+    }
+}
+
+impl Drop for Bytes {
+    fn drop(&mut self) {
+        if let Some(bar) = &self.0 {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+/// Shows how many rows of a file have been read, once they are many.
+pub struct Rows {
+    title: String,
+    rows: u64,
+    draws: bool,
+    bar: Option<ProgressBar>,
+}
+
+impl Rows {
+    /// None yet, of a file called `title`.
+    pub fn new(title: String, printer: &Printer) -> Self {
+        Self { title, rows: 0, draws: printer.draws(), bar: None }
+    }
+
+    /// One more.
+    pub fn count(&mut self) {
+        self.rows += 1;
+        if self.draws && self.rows.is_multiple_of(ROWS_A_STEP) {
+            let bar = self.bar.get_or_insert_with(ProgressBar::new_spinner);
+            bar.set_message(format!("reading {}: {} rows", self.title, self.rows));
+            bar.tick();
+        }
+    }
+}
+
+impl Drop for Rows {
+    fn drop(&mut self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
         }
     }
 }

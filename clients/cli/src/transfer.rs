@@ -19,17 +19,21 @@ use tokio::{
 use crate::{
     cluster::Cluster,
     failure::{Context as _, Failure, Outcome},
+    printer::Printer,
+    progress::Bytes as Shown,
 };
 
 /// Times that a broken transfer is taken up again.
 const ATTEMPTS: u32 = 5;
 
-/// Stores a file unless it is stored already; an upload that broke off goes on where it was.
-pub async fn upload(cluster: &Cluster, path: &Path) -> Outcome<Artifact> {
+/// Stores a file unless it is stored already; an upload that broke off goes on where it was. A large one is shown
+/// under the name `title`.
+pub async fn upload(cluster: &Cluster, path: &Path, title: &str, printer: &Printer) -> Outcome<Artifact> {
     let artifact = hash(path).await.context(format!("cannot read `{}`", path.display()))?;
+    let shown = Shown::new("uploading", title, artifact.size_bytes, printer);
     let mut attempt = 0;
     loop {
-        match upload_once(cluster, path, &artifact).await {
+        match upload_once(cluster, path, &artifact, &shown).await {
             Ok(()) => return Ok(artifact),
             Err(status) if status.code() == tonic::Code::Unavailable && attempt < ATTEMPTS => attempt += 1,
             Err(status) => return Err(status.into()),
@@ -37,7 +41,12 @@ pub async fn upload(cluster: &Cluster, path: &Path) -> Outcome<Artifact> {
     }
 }
 
-async fn upload_once(cluster: &Cluster, path: &Path, artifact: &Artifact) -> Result<(), tonic::Status> {
+async fn upload_once(
+    cluster: &Cluster,
+    path: &Path,
+    artifact: &Artifact,
+    shown: &Shown,
+) -> Result<(), tonic::Status> {
     let mut client = cluster.artifacts();
     let stat =
         client.stat_artifact(StatArtifactRequest { artifact_id: artifact.id.clone() }).await?.into_inner();
@@ -54,12 +63,15 @@ async fn upload_once(cluster: &Cluster, path: &Path, artifact: &Artifact) -> Res
         if sender.send(UploadRequest { part: Some(Part::Header(header)) }).await.is_err() {
             return Ok(());
         }
+        let mut sent = offset;
         loop {
             let mut chunk = vec![0; UPLOAD_CHUNK_BYTES];
             let read = file.read(&mut chunk).await?;
             if read == 0 {
                 return Ok::<(), std::io::Error>(());
             }
+            sent += read as u64;
+            shown.set(sent);
             chunk.truncate(read);
             if sender.send(UploadRequest { part: Some(Part::Chunk(Bytes::from(chunk))) }).await.is_err() {
                 return Ok(());

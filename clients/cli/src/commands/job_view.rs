@@ -38,6 +38,8 @@ pub fn json(job: &Job) -> Value {
         "eta_seconds": (progress.eta_seconds >= 0.0).then_some(progress.eta_seconds),
         "activity": progress.activity,
         "message": job.message,
+        "priority": job.spec.as_ref().map(|spec| spec.priority),
+        "model": (!job.model_id.is_empty()).then_some(&job.model_id),
         "stages": job.stages.iter().map(stage_json).collect::<Vec<_>>(),
         "failures": job.failures.iter().map(failure_json).collect::<Vec<_>>(),
     })
@@ -60,6 +62,7 @@ fn failure_json(failure: &Failure) -> Value {
         "code": failure.code,
         "message": failure.message,
         "attempts": failure.attempts,
+        "rows": (failure.row_start < failure.row_end).then_some([failure.row_start, failure.row_end]),
     })
 }
 
@@ -72,6 +75,9 @@ pub fn text(job: &Job) -> String {
     let mut out = format!("{}  {}  {}\n", job.id, state_name(job), job.title);
     if !job.message.is_empty() {
         let _ = writeln!(out, "{}", job.message);
+    }
+    if !job.model_id.is_empty() {
+        let _ = writeln!(out, "model {}", job.model_id);
     }
     if let Some(progress) = &job.progress
         && !is_over(job)
@@ -96,7 +102,12 @@ pub fn text(job: &Job) -> String {
 /// A line a failure.
 pub fn failures(job: &Job) -> String {
     job.failures.iter().fold(String::new(), |mut out, failure| {
-        let _ = writeln!(out, "{}: {} ({})", failure.stage, failure.message, failure.code);
+        let rows = match failure.row_end.saturating_sub(failure.row_start) {
+            0 => String::new(),
+            1 => format!(" row {}", failure.row_start),
+            _ => format!(" rows {} to {}", failure.row_start, failure.row_end - 1),
+        };
+        let _ = writeln!(out, "{}{rows}: {} ({})", failure.stage, failure.message, failure.code);
         out
     })
 }

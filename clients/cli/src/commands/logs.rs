@@ -19,8 +19,11 @@ pub struct Logs {
     /// The job's id, or a unique prefix of it
     job: String,
     /// Only entries of stages whose name contains this
-    #[arg(long)]
+    #[arg(long, value_name = "NAME")]
     stage: Option<String>,
+    /// Only entries of this shard: its id, or the beginning of it
+    #[arg(long, value_name = "ID")]
+    shard: Option<String>,
 }
 
 impl Logs {
@@ -34,8 +37,10 @@ impl Logs {
             .into_inner();
         let mut all = Vec::new();
         while let Some(page) = pages.message().await? {
-            let wanted =
-                |entry: &LogEntry| self.stage.as_ref().is_none_or(|stage| entry.stage.contains(stage));
+            let wanted = |entry: &LogEntry| {
+                self.stage.as_ref().is_none_or(|stage| entry.stage.contains(stage))
+                    && self.shard.as_ref().is_none_or(|shard| entry.shard_id.starts_with(shard))
+            };
             for entry in page.entries.into_iter().filter(wanted) {
                 let value = json!({
                     "time": time(entry.time.as_ref()),

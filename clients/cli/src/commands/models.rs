@@ -1,6 +1,11 @@
-//! `models ls|pull|convert|verify`: the models on this machine; no cluster needed.
+//! `models ls|pull|convert|verify`: the models on this machine, and those that jobs have trained.
 
-use std::{fmt::Write as _, sync::Mutex};
+use std::{
+    fmt::Write as _,
+    fs,
+    path::{Path, PathBuf},
+    sync::Mutex,
+};
 
 use cappy_hub::{Hub, HubSettings, Progress, ResolvedModel, Role, VerifiedFile};
 use cappy_process::exit::Code;
@@ -8,9 +13,10 @@ use clap::{Args, Subcommand, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 
+use super::registered_models;
 use crate::{
     arguments::Global,
-    failure::{Failure, Outcome},
+    failure::{Context as _, Failure, Outcome},
     printer::Printer,
 };
 
@@ -23,10 +29,17 @@ pub struct Models {
 
 #[derive(Debug, Subcommand)]
 enum Action {
-    /// List the models in the hub's cache (the default)
+    /// List the models in the hub's cache, and the scorers that jobs have trained (the default)
     Ls,
-    /// Download a model (or bring it up to date), convert its weights, check it
-    Pull(Named),
+    /// Download a model (or bring it up to date), convert its weights, check it; or write a trained scorer (mdl_...)
+    /// as a directory that transformers loads
+    Pull {
+        #[command(flatten)]
+        model: Named,
+        /// Write the model's files into this folder [default: only into the hub's cache; ./mdl_... for a trained scorer]
+        #[arg(long, value_name = "DIR")]
+        to: Option<PathBuf>,
+    },
     /// Convert a model's pytorch_model.bin or flax_model.msgpack to safetensors
     Convert(Named),
     /// Check a model's files, their headers and shapes, and print its content fingerprint
@@ -51,6 +64,19 @@ enum RoleName {
 impl Models {
     /// Lists, downloads, converts or checks.
     pub async fn run(self, global: &Global, printer: &Printer) -> Outcome {
+        let registered = match self.action {
+            Some(Action::Pull { model, to }) if registered_models::is_id(&model.model) => {
+                return registered_models::pull(&model.model, to, global, printer).await;
+            }
+            None | Some(Action::Ls) => match registered_models::list(global, printer).await {
+                Ok(models) => models,
+                Err(failure) => {
+                    printer.warning(format!("trained scorers are not listed: {failure}"));
+                    Vec::new()
+                }
+            },
+            Some(_) => Vec::new(),
+        };
         let mut settings = HubSettings::from_env().map_err(Failure::usage)?;
         if let Some(directory) = &global.data_dir {
             settings.data_dir = directory.clone();
@@ -58,14 +84,22 @@ impl Models {
         let hub = Hub::new(settings);
         let printer = *printer;
         // Downloads block.
-        tokio::task::spawn_blocking(move || self.act(&hub, &printer)).await.map_err(Failure::failed)?
+        tokio::task::spawn_blocking(move || self.act(&hub, registered, &printer))
+            .await
+            .map_err(Failure::failed)?
     }
 
-    fn act(self, hub: &Hub, printer: &Printer) -> Outcome {
+    fn act(self, hub: &Hub, registered: Vec<Value>, printer: &Printer) -> Outcome {
         let shown = Shown { printer: *printer, bar: Mutex::new(None) };
         let (model, files) = match self.action {
-            None | Some(Action::Ls) => return list(hub, printer),
-            Some(Action::Pull(named)) => (hub.pull(&named.model, named.role(), &shown), Vec::new()),
+            None | Some(Action::Ls) => return list(hub, registered, printer),
+            Some(Action::Pull { model, to }) => {
+                let pulled = hub.pull(&model.model, model.role(), &shown);
+                if let (Ok(model), Some(to)) = (&pulled, to) {
+                    copy_files(&model.dir, &to).context(format!("cannot write into `{}`", to.display()))?;
+                }
+                (pulled, Vec::new())
+            }
             Some(Action::Convert(named)) => match named.role() {
                 Some(role) => (hub.resolve(&named.model, role, &shown), Vec::new()),
                 None => (hub.convert(&named.model, &shown), Vec::new()),
@@ -131,19 +165,39 @@ fn text(model: &ResolvedModel, files: &[VerifiedFile]) -> String {
     out
 }
 
-fn list(hub: &Hub, printer: &Printer) -> Outcome {
-    let items: Vec<Value> = hub
-        .list_cached()
-        .into_iter()
-        .map(|model| json!({ "model": model.repo, "commit": model.commit, "bytes": model.bytes, "directory": model.dir }))
-        .collect();
-    if items.is_empty() {
-        printer.note(format!("no models in {}", hub.settings().cache_dir.display()));
+/// The files of a model's directory, with what links there lead to.
+fn copy_files(from: &Path, to: &Path) -> std::io::Result<()> {
+    fs::create_dir_all(to)?;
+    for entry in fs::read_dir(from)? {
+        let path = entry?.path();
+        if let (true, Some(name)) = (path.is_file(), path.file_name()) {
+            fs::copy(&path, to.join(name))?;
+        }
     }
-    printer.list(
-        &items,
-        &[("MODEL", "model"), ("COMMIT", "commit"), ("BYTES", "bytes"), ("DIRECTORY", "directory")],
-    )?;
+    Ok(())
+}
+
+fn list(hub: &Hub, registered: Vec<Value>, printer: &Printer) -> Outcome {
+    let cached = hub.list_cached().into_iter().map(|model| {
+        json!({
+            "model": model.repo,
+            "kind": "cached",
+            "bytes": model.bytes,
+            "what": model.dir,
+            "commit": model.commit,
+            "directory": model.dir,
+        })
+    });
+    let trained = registered.into_iter().map(|mut model| {
+        model["kind"] = "trained".into();
+        model["what"] = model["title"].clone();
+        model
+    });
+    let items: Vec<Value> = trained.chain(cached).collect();
+    if items.is_empty() {
+        printer.note(format!("no trained scorers, and no models in {}", hub.settings().cache_dir.display()));
+    }
+    printer.list(&items, &[("MODEL", "model"), ("KIND", "kind"), ("BYTES", "bytes"), ("WHAT", "what")])?;
     Ok(Code::Done)
 }
 

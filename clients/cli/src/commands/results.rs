@@ -15,9 +15,6 @@ use crate::{
     transfer,
 };
 
-/// Where result files go unless told otherwise; the seed's name for it.
-pub const DEFAULT_DIRECTORY: &str = "bigbench_cappy_results";
-
 /// Arguments of `results`.
 #[derive(Debug, Args)]
 pub struct Results {

@@ -7,7 +7,7 @@ use cappy_proto::v1::{Job, JobState, StageState, WatchJobRequest};
 use clap::Args;
 use tokio_util::sync::CancellationToken;
 
-use super::{bigbench_outcome, job_view, results};
+use super::{job_outcome, job_view, results};
 use crate::{
     arguments::Global,
     cluster::{Cluster, Need},
@@ -25,9 +25,9 @@ const RECONNECT_PAUSES: [u64; 8] = [1, 1, 2, 4, 8, 15, 30, 60];
 pub struct Watch {
     /// The job's id, or a unique prefix of it
     job: String,
-    /// Write the result files below this folder
-    #[arg(long, value_name = "DIR", default_value = results::DEFAULT_DIRECTORY)]
-    results: PathBuf,
+    /// Write the result files below this folder [default: as `submit` has it]
+    #[arg(long, value_name = "DIR")]
+    results: Option<PathBuf>,
 }
 
 impl Watch {
@@ -43,7 +43,7 @@ impl Watch {
 pub async fn follow(
     mut cluster: Cluster,
     job_id: &str,
-    directory: PathBuf,
+    directory: Option<PathBuf>,
     global: &Global,
     printer: &Printer,
     interrupted: &CancellationToken,
@@ -113,7 +113,7 @@ fn detached(cluster: &Cluster, job_id: &str, printer: &Printer) {
 }
 
 /// Writes and prints what a job that is over left.
-async fn finish(cluster: &Cluster, job: &Job, directory: PathBuf, printer: &Printer) -> Outcome {
+async fn finish(cluster: &Cluster, job: &Job, directory: Option<PathBuf>, printer: &Printer) -> Outcome {
     let reused = job.stages.iter().filter(|stage| stage.state == StageState::Reused as i32).count();
     if reused > 0 {
         printer.note(format!("{reused} of {} stages reused from earlier jobs", job.stages.len()));
@@ -135,8 +135,9 @@ async fn finish(cluster: &Cluster, job: &Job, directory: PathBuf, printer: &Prin
             return Err(Failure::failed(message));
         }
     };
+    let directory = directory.unwrap_or_else(|| job_outcome::default_directory(job));
     let files = results::files(cluster, &job.id).await?;
     results::save(cluster, &files, &directory).await?;
-    bigbench_outcome::print(job, &files, &directory, printer)?;
+    job_outcome::print(job, &files, &directory, printer)?;
     Ok(code)
 }

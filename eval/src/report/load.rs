@@ -9,7 +9,7 @@ use indexmap::IndexMap;
 
 use super::ModelResults;
 use crate::bigbench::{Split, split_file};
-use crate::rows::{BadLinePolicy, GeneratedRow, Row, load};
+use crate::rows::{BadLinePolicy, GeneratedRow, Row, explain_chain, load};
 use crate::selection::{SubsetResult, baselines};
 
 /// A report that an earlier run left among the results.
@@ -141,9 +141,7 @@ impl LoadedResults {
     }
 
     fn skip(&mut self, path: PathBuf, error: &(dyn std::error::Error + 'static)) {
-        let chain = std::iter::successors(Some(error), |error| error.source());
-        let reason = chain.map(ToString::to_string).collect::<Vec<_>>().join(": ");
-        self.skipped.push(SkippedFile { path, reason });
+        self.skipped.push(SkippedFile { path, reason: explain_chain(error) });
     }
 }
 

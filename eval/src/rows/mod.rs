@@ -9,8 +9,8 @@ mod source;
 mod writer;
 
 pub use model::{Candidate, GeneratedRow, Row, Sample, TrainingExample};
-pub(crate) use reader::explain;
 pub use reader::{BadLine, BadLinePolicy, JsonLines, LineSplitter, Loaded, Numbered, ReadError, load};
+pub(crate) use reader::{explain, explain_chain};
 pub use source::{Compression, open_source};
 pub use writer::{JsonLinesWriter, JsonStyle, WriteError, write_json_line};
 pub(crate) use writer::{persist, temporary_beside};

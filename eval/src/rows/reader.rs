@@ -245,6 +245,12 @@ pub(crate) fn explain(error: &serde_json::Error) -> String {
     }
 }
 
+/// An error and what it came from, in one line.
+pub(crate) fn explain_chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let chain = std::iter::successors(Some(error), |error| error.source());
+    chain.map(ToString::to_string).collect::<Vec<_>>().join(": ")
+}
+
 /// The text with bare `NaN`, `Infinity` and `-Infinity` put in quotes; `None` if there are none.
 fn quote_python_constants(text: &str) -> Option<String> {
     let mut quoted = String::new();

@@ -1,4 +1,4 @@
-//! `data bigbench`, `data demo`: importers; no cluster needed.
+//! `data bigbench`, `data promptsource`, `data demo`: importers; no cluster needed.
 
 use std::{
     path::{Path, PathBuf},
@@ -10,7 +10,7 @@ use cappy_process::exit::Code;
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
-use super::demo_data;
+use super::{data_promptsource, demo_data};
 use crate::{
     failure::{Failure, Outcome},
     line_input::explain,
@@ -22,6 +22,8 @@ use crate::{
 pub enum Data {
     /// BIG-bench's generative tasks as rows, from its PyPI source archive, an unpacked folder or a checkout
     Bigbench(Import),
+    /// PromptSource test rows, rendered from templates and datasets
+    Promptsource(data_promptsource::Import),
     /// The demo benchmark as rows
     Demo(Demo),
 }
@@ -59,6 +61,7 @@ impl Data {
     pub fn run(self, printer: &Printer) -> Outcome {
         match self {
             Self::Bigbench(import) => import.run(printer),
+            Self::Promptsource(import) => import.run(printer),
             Self::Demo(demo) => {
                 demo_data::write_data(Path::new(&demo.output))?;
                 printer.note(format!("wrote the demo benchmark to {}", demo.output));

@@ -4,6 +4,7 @@ mod bigbench_outcome;
 mod boost;
 mod completions;
 mod data;
+mod data_promptsource;
 mod demo_data;
 mod fine_tuning;
 mod generate;

@@ -1,6 +1,6 @@
 //! Filters and functions that MiniJinja lacks or does otherwise than Jinja2 in Python.
 
-use minijinja::value::{Kwargs, Rest, Tuple, Value, ValueKind, ValueOrKwargs, from_args};
+use minijinja::value::{Kwargs, Rest, StringInput, Tuple, Value, ValueKind, ValueOrKwargs, from_args};
 use minijinja::{Environment, Error, ErrorKind, State};
 
 use super::scratch::Shared;
@@ -30,6 +30,14 @@ pub(super) fn register(environment: &mut Environment<'static>) {
     environment.add_filter("trim", trim);
     environment.add_filter("truncate", truncate);
     environment.add_filter("string", super::text_of);
+    environment.add_filter("join", join);
+    environment.add_filter("replace", replace);
+    environment.add_filter("lower", |value: &Value| Ok::<_, Error>(super::text_of(value)?.to_lowercase()));
+    environment.add_filter("upper", |value: &Value| Ok::<_, Error>(super::text_of(value)?.to_uppercase()));
+    environment.add_filter("capitalize", |state: &State<'_, '_>, value: &Value| -> Result<Value, Error> {
+        let text = Value::from(super::text_of(value)?);
+        Ok(minijinja::filters::capitalize(StringInput::new(state, &text)?))
+    });
 }
 
 fn bad_operation(reason: impl Into<std::borrow::Cow<'static, str>>) -> Error {
@@ -111,7 +119,7 @@ fn round(
     };
     let scale = 10f64.powi(precision);
     match method.as_str() {
-        "common" if is_integer && precision >= 0 => Ok(value.clone()),
+        "common" if is_integer && precision >= 0 => Ok(Value::from(i128::try_from(value.clone())?)),
         "common" if is_integer => Ok(Value::from(((x * scale).round_ties_even() / scale) as i64)),
         "common" => Ok(Value::from(rounded(x, precision))),
         "ceil" => Ok(Value::from((x * scale).ceil() / scale)),
@@ -182,6 +190,55 @@ fn number_text(value: &Value) -> String {
         true => String::new(),
         false => text.to_owned(),
     }
+}
+
+/// Any items, printed as Python prints them.
+fn join(
+    state: &State<'_, '_>,
+    value: &Value,
+    separator: Option<Value>,
+    attribute: Option<Value>,
+    options: Kwargs,
+) -> Result<String, Error> {
+    let separator = separator.or(options.get("d")?).map_or(Ok(String::new()), |d| super::text_of(&d))?;
+    let attribute = match attribute.or(options.get("attribute")?) {
+        Some(path) => Some(super::text_of(&path)?),
+        None => None,
+    };
+    options.assert_all_used()?;
+    let mut joined = String::new();
+    for (at, mut item) in items_of(state, value)?.into_iter().enumerate() {
+        for key in attribute.iter().flat_map(|path| path.split('.')) {
+            item = match key.parse::<usize>() {
+                Ok(index) => item.get_item_by_index(index)?,
+                Err(_) => item.get_attr(key)?,
+            };
+        }
+        let item = super::text_of(&item)?;
+        if at > 0 {
+            joined.push_str(&separator);
+        }
+        joined.push_str(&item);
+        state.consume_fuel((separator.len() + item.len()) as u64 / 64)?;
+    }
+    Ok(joined)
+}
+
+fn replace(
+    state: &State<'_, '_>,
+    value: &Value,
+    from: &Value,
+    to: &Value,
+    count: Option<usize>,
+) -> Result<String, Error> {
+    let (text, from, to) = (super::text_of(value)?, super::text_of(from)?, super::text_of(to)?);
+    // The most that may come out: every occurrence replaced.
+    let found = if from.is_empty() { text.len() + 1 } else { text.len() / from.len() };
+    state.consume_fuel((text.len() + found.saturating_mul(to.len())) as u64 / 64)?;
+    Ok(match count {
+        Some(count) => text.replacen(&from, &to, count),
+        None => text.replace(&from, &to),
+    })
 }
 
 fn trim(value: &Value, chars: Option<String>) -> Result<String, Error> {

@@ -68,7 +68,9 @@ impl List {
 pub(super) fn subscript(key: &Value) -> Option<i64> {
     match key.kind() {
         minijinja::value::ValueKind::Bool => Some(key.is_true().into()),
-        _ => key.as_i64(),
+        _ if key.is_integer() => key.as_i64(),
+        // Python's lists do not take floats, not even whole ones.
+        _ => None,
     }
 }
 

@@ -15,6 +15,9 @@
 //!    the best of each row and measures it beside the baselines and the oracle: a [`selection::SubsetResult`].
 //! 5. [`report`] gathers the subsets of one or several generators into the tables of the reference implementation.
 //!
+//! Beside it stand [`promptsource`], classification tasks as prompts and the accuracy of a scorer on them, and
+//! [`pretraining`], the mixture that a scorer is pretrained on.
+//!
 //! Everything random here is keyed ([`keyed`]): the same seed and rows give the same result on every machine.
 //!
 //! ```
@@ -28,6 +31,7 @@
 
 pub mod bigbench;
 pub mod keyed;
+pub mod pretraining;
 pub mod promptsource;
 pub mod python_json;
 pub mod report;

@@ -13,6 +13,7 @@ mod buffer;
 pub mod dropout;
 mod gemm;
 mod microkernel;
+mod operands;
 mod packing;
 #[cfg(test)]
 pub(crate) mod reference;
@@ -21,4 +22,5 @@ pub mod rowwise;
 pub mod simd;
 
 pub use buffer::{Buffer, bytes_of};
-pub use gemm::{Epilogue, Matrix, Packed, gemm, gemm_here};
+pub use gemm::{Epilogue, gemm, gemm_here};
+pub use operands::{Matrix, Packed};

@@ -2,8 +2,8 @@
 //!
 //! Both orders are transpositions or plain copies of short runs; AVX-512 does them 16 x 16 numbers at a time.
 
-use super::gemm::Matrix;
 use super::microkernel::microkernel;
+use super::operands::Matrix;
 #[cfg(target_arch = "x86_64")]
 use super::simd::{Level, level};
 

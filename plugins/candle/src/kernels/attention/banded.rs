@@ -4,7 +4,8 @@
 use rayon::prelude::*;
 
 use super::{Heads, SCRATCH, Shared, part};
-use crate::kernels::gemm::{Epilogue, Matrix, gemm_columns, gemm_here};
+use crate::kernels::gemm::{Epilogue, gemm_columns, gemm_here};
+use crate::kernels::operands::Matrix;
 use crate::kernels::rowwise;
 
 /// Queries of a block.

@@ -13,7 +13,8 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::buffer::Buffer;
-use super::gemm::{Epilogue, Matrix, Packed, gemm_columns, gemm_here};
+use super::gemm::{Epilogue, gemm_columns, gemm_here};
+use super::operands::{Matrix, Packed};
 use super::rowwise;
 
 pub use banded::attend_banded;

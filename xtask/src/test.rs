@@ -33,8 +33,9 @@ impl Test {
                 "warnings",
             ]),
         )?;
-        // Whole-cluster tests start the binaries and open the plugins that this leaves in the target folder.
-        run("build", &mut cargo(["build", "--workspace", "--locked", "--quiet"]))?;
+        // Whole-cluster tests start the binaries and open the plugins that this leaves in the target folder. With the
+        // tests' targets, so that dependencies get the features that they have there and are built once.
+        run("build", &mut cargo(["build", "--workspace", "--all-targets", "--locked", "--quiet"]))?;
         let kinds = ["test", "--workspace", "--locked", "--no-fail-fast", "--lib", "--bins", "--tests"];
         run("tests", &mut cargo(kinds))?;
         run(

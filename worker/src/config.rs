@@ -5,7 +5,7 @@ use std::{fs, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 use cappy_hub::HubSettings;
 use cappy_plugin_abi::Backend;
 
-use crate::compute::Budgets;
+use crate::{compute::Budgets, endpoint::EndpointSettings};
 
 /// Shards that run at once on a CPU: while one computes, the other tokenizes, reads or writes.
 pub const DEFAULT_SLOTS: u32 = 2;
@@ -70,6 +70,8 @@ pub struct Config {
     pub budgets: Budgets,
     /// Where models are found.
     pub hub: HubSettings,
+    /// How generators elsewhere are asked.
+    pub endpoint: EndpointSettings,
 }
 
 impl Config {
@@ -91,6 +93,7 @@ impl Config {
             checkpoint_interval: DEFAULT_CHECKPOINT_INTERVAL,
             budgets: Budgets::default(),
             hub,
+            endpoint: EndpointSettings::default(),
         }
     }
 }

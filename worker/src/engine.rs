@@ -13,6 +13,7 @@ use cappy_proto::v1;
 use crate::{
     checkpoint::CheckpointStore,
     compute::Budgets,
+    endpoint::Endpoints,
     execution::{Attempt, ExecutionError},
     models::{LocalModel, Models, known_fingerprint},
     residency::{Loaded, ModelKey, Residency, Resident, Role},
@@ -49,6 +50,8 @@ pub struct Engine {
     pub checkpoints: CheckpointStore,
     /// Sizes of batches.
     pub budgets: Budgets,
+    /// Generators elsewhere.
+    pub endpoints: Endpoints,
     /// What names meant lately: checking a model's files at each online call would cost more than the call.
     pub names: RecentNames,
 }

@@ -7,7 +7,8 @@
 //!
 //! Both end in [`compute`], where texts become numbers: [`tokenization`] encodes rows as transformers does,
 //! [`batching`] packs them by token budget, and the backend is called through [`residency`], which keeps loaded models
-//! within a memory budget. [`models`] finds a model's files ([`registered`] those of a scorer that a job has trained),
+//! within a memory budget. A generator that is no model here but a service elsewhere is asked through [`endpoint`].
+//! [`models`] finds a model's files ([`registered`] those of a scorer that a job has trained),
 //! [`engine`] says which backend runs them.
 //!
 //! The program `cappy-worker` runs one such worker in a child process for each device, under the [`supervisor`].
@@ -17,6 +18,7 @@ pub mod batching;
 pub mod checkpoint;
 pub mod compute;
 mod config;
+pub mod endpoint;
 pub mod engine;
 pub mod execution;
 pub mod inference;

@@ -13,7 +13,9 @@ use cappy_plugin_host::{Registry, State};
 use cappy_process::{directories, exit::Code, logging, settings, shutdown};
 use cappy_worker::{
     Backends, Config, DEFAULT_CACHE_BYTES, DEFAULT_CHECKPOINT_INTERVAL, DEFAULT_INTERACTIVE_WAIT,
-    DEFAULT_QUEUE, DEFAULT_SLOTS, StartError, host_name, parse_memory,
+    DEFAULT_QUEUE, DEFAULT_SLOTS, StartError,
+    endpoint::Key,
+    host_name, parse_memory,
     supervisor::{self, Ended},
 };
 use clap::{Args, Parser, Subcommand};
@@ -101,6 +103,10 @@ struct WorkerArgs {
     /// Milliseconds that an online call may wait behind bulk work of its model, beyond a single row of that
     #[arg(long, env = "CAPPY_INTERACTIVE_WAIT", value_name = "MS", default_value_t = DEFAULT_INTERACTIVE_WAIT.as_millis() as u64)]
     interactive_wait: u64,
+    /// Hosts of OpenAI-compatible endpoints that may be asked, with OPENAI_API_KEY where it is set: `api.openai.com`,
+    /// `127.0.0.1:8000`, or `*` [default: none]
+    #[arg(long, env = "CAPPY_ENDPOINT_HOSTS", value_name = "HOST", value_delimiter = ',')]
+    endpoint_hosts: Vec<String>,
     /// Name of this worker in lists [default: the host's]
     #[arg(long, env = "CAPPY_WORKER_NAME")]
     name: Option<String>,
@@ -208,6 +214,9 @@ fn child_command(program: &Path, worker: &WorkerArgs, device: &str, index: usize
     command.args(["--inference-listen", &listen.to_string(), "--name", &name]);
     command.args(["--cache-bytes", &worker.cache_bytes.to_string()]);
     command.args(["--checkpoint-interval", &worker.checkpoint_interval.to_string()]);
+    if !worker.endpoint_hosts.is_empty() {
+        command.args(["--endpoint-hosts", &worker.endpoint_hosts.join(",")]);
+    }
     if let Some(dir) = &worker.cache_dir {
         command.arg("--cache-dir").arg(dir);
     }
@@ -277,6 +286,8 @@ async fn run_device(worker: WorkerArgs, device: String, leashed: bool) -> anyhow
     if let Some(name) = worker.name {
         config.name = name;
     }
+    config.endpoint.hosts.named = worker.endpoint_hosts;
+    config.endpoint.key = std::env::var("OPENAI_API_KEY").ok().as_deref().and_then(Key::new);
     let stop = CancellationToken::new();
     let handle = cappy_worker::start(config, stop.clone()).await?;
     if let Some(address) = handle.inference_addr() {

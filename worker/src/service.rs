@@ -18,6 +18,7 @@ use crate::{
     artifacts::ArtifactCache,
     checkpoint::CheckpointStore,
     config::{Backends, Config, machine_memory},
+    endpoint::Endpoints,
     engine::{Engine, RecentNames},
     inference::{self, Rules, ServeError},
     models::Models,
@@ -128,6 +129,8 @@ pub async fn start(config: Config, stop: CancellationToken) -> Result<Handle, St
         checkpoints: CheckpointStore::open(home.dir.join("checkpoints"), config.checkpoint_interval)
             .map_err(cache_error)?,
         budgets: config.budgets,
+        // Beside the devices' own directories: what one of them paid for serves all.
+        endpoints: Endpoints::new(config.endpoint, config.cache_dir.join("endpoint-answers")),
         names: RecentNames::default(),
     });
 

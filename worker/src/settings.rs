@@ -67,6 +67,20 @@ pub fn default_settings() -> v1::GenerationSettings {
     }
 }
 
+/// What a call to an endpoint gets that says nothing: of the seed's decodings those that its protocol has.
+pub fn endpoint_settings() -> v1::GenerationSettings {
+    use v1::decoding::Method;
+    let mut settings = default_settings();
+    settings.decodings.retain_mut(|decoding| match &mut decoding.method {
+        Some(Method::Sampling(sampling)) => {
+            sampling.top_k = 0;
+            decoding.name != "topk40"
+        }
+        _ => false,
+    });
+    settings
+}
+
 fn one(decoding: &v1::Decoding) -> Result<Decoding, Failure> {
     let wrong = |what: &str| Err(Failure::invalid_argument(format!("decoding `{}`: {what}", decoding.name)));
     if decoding.name.is_empty() {
@@ -140,6 +154,7 @@ mod tests {
     fn the_defaults_are_accepted() {
         let defaults = decodings(&default_settings()).unwrap();
         assert_eq!(defaults.settings.iter().map(|decoding| decoding.num_samples).sum::<u32>(), 17);
+        assert_eq!(decodings(&endpoint_settings()).unwrap().names, ["sampling", "temp0.9", "topp0.95"]);
     }
 
     #[test]

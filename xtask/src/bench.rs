@@ -11,7 +11,10 @@ use anyhow::{Context as _, Result, bail};
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
-use crate::steps::{cargo, root, run, target};
+use crate::{
+    serve::Serve,
+    steps::{cargo, root, run, target},
+};
 
 /// Arguments of `bench`.
 #[derive(Args)]
@@ -26,6 +29,8 @@ enum Workload {
     Score(Sides),
     /// 17 candidates and their likelihoods by FLAN-T5's shape, against transformers' `generate`
     Generate(Sides),
+    /// The online service under load: 1, 8 and 64 callers beside a Python server, then ten times as many
+    Serve(Serve),
 }
 
 #[derive(Args)]
@@ -60,6 +65,7 @@ impl Bench {
     /// Prepares models and programs, then measures.
     pub fn run(self) -> Result<()> {
         let (sides, kind, shape, example, lengths, peer) = match self.workload {
+            Workload::Serve(serve) => return serve.run(),
             Workload::Score(sides) => (
                 sides,
                 "roberta",
@@ -78,7 +84,7 @@ impl Bench {
             ),
         };
         let shape = sides.shape.clone().unwrap_or_else(|| shape.to_owned());
-        let python = python(&sides)?;
+        let python = python_of(sides.python.as_deref())?;
         let model = model(&python, &shape)?;
         let build =
             ["build", "--release", "--locked", "--quiet", "--package", "cappy-plugin-candle", "--example"];
@@ -165,7 +171,7 @@ fn compare(ours: &Side, theirs: &[Side], rounds: usize) -> Result<Vec<Value>> {
 }
 
 /// The largest difference of two lists of scores, where both sides have one.
-fn difference(ours: &Value, theirs: &Value) -> Option<f64> {
+pub fn difference(ours: &Value, theirs: &Value) -> Option<f64> {
     let (ours, theirs) = (ours.as_array()?, theirs.as_array()?);
     let pairs = ours.iter().zip(theirs).map(|(a, b)| Some((a.as_f64()? - b.as_f64()?).abs()));
     pairs.collect::<Option<Vec<f64>>>()?.into_iter().reduce(f64::max)
@@ -186,7 +192,8 @@ fn measure(side: &Side) -> Result<(f64, Value)> {
     Ok((seconds, value["scores"].clone()))
 }
 
-fn median(values: &[f64]) -> f64 {
+/// NaN of nothing.
+pub fn median(values: &[f64]) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
     match sorted.len() {
@@ -196,9 +203,10 @@ fn median(values: &[f64]) -> f64 {
     }
 }
 
-fn python(sides: &Sides) -> Result<PathBuf> {
-    if let Some(python) = &sides.python {
-        return Ok(python.clone());
+/// The peers' Python: the one that is given, or one made below the target folder.
+pub fn python_of(given: Option<&Path>) -> Result<PathBuf> {
+    if let Some(python) = given {
+        return Ok(python.to_owned());
     }
     let home = target().join("bench/python");
     let python = home.join("bin/python");
@@ -217,7 +225,8 @@ fn python(sides: &Sides) -> Result<PathBuf> {
     Ok(python)
 }
 
-fn model(python: &Path, shape: &str) -> Result<PathBuf> {
+/// The folder of a random model of this shape.
+pub fn model(python: &Path, shape: &str) -> Result<PathBuf> {
     let directory = target().join("bench/models").join(shape);
     if !directory.join("model.safetensors").exists() {
         let script = root().join("tests/bench/make_models.py");

@@ -3,6 +3,7 @@
 
 mod bench;
 mod deny;
+mod serve;
 mod steps;
 mod test;
 

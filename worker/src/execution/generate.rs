@@ -1,10 +1,13 @@
 //! All decodings of a slice of rows, in the seed's `flan_samples` shape.
 
 use std::{
+    collections::HashMap,
     fs::File,
     io::{BufWriter, Write as _},
+    sync::Arc,
 };
 
+use cappy_plugin_abi::{Control, Generator};
 use cappy_proto::v1;
 use serde_json::{Map, Value};
 
@@ -13,8 +16,9 @@ use super::{
     rows::{RowReader, text},
 };
 use crate::{
-    compute::{self, Decodings, GenerationInput, Sample},
+    compute::{self, Decodings, GeneratedRows, GenerationInput, Sample},
     engine::{Choice, Engine},
+    residency::Resident,
     settings::decodings,
 };
 
@@ -33,7 +37,7 @@ pub fn run(
     })?;
     let decodings = decodings(settings)?;
     attempt.progress.set(0, total, "loading the generator");
-    let generator = engine.generator(task.model.as_ref(), choice, attempt)?;
+    let source = Source::of(engine, task.model.as_ref(), choice, attempt)?;
     attempt.progress.set(0, total, "generating");
 
     let path = attempt.scratch.join("rows.jsonl");
@@ -56,9 +60,12 @@ pub fn run(
             first_row,
             log_likelihood: task.log_likelihood,
         };
-        let generated = compute::generate(&generator, input, &decodings, engine.budgets.generate, &window)?;
-        for (row, samples) in rows.iter_mut().zip(&generated.rows) {
+        let (generated, failures) = source.generate(engine, input, &decodings, &window)?;
+        for (index, (row, samples)) in rows.iter_mut().zip(&generated.rows).enumerate() {
             row.insert("flan_samples".to_owned(), flan_samples(&decodings, samples));
+            if let Some(failures) = failures.get(&index) {
+                row.insert("endpoint_failures".to_owned(), failures.clone());
+            }
             serde_json::to_writer(&mut output, row).map_err(|error| written(error.into()))?;
             output.write_all(b"\n").map_err(written)?;
         }
@@ -68,6 +75,58 @@ pub fn run(
     }
     output.flush().map_err(written)?;
     Ok(Outcome { outputs: vec![("rows.jsonl".to_owned(), path)], stats, ..Outcome::default() })
+}
+
+/// Who answers.
+enum Source {
+    Model(Arc<Resident<dyn Generator>>),
+    Endpoint(v1::Endpoint),
+}
+
+impl Source {
+    fn of(
+        engine: &Engine,
+        model: Option<&v1::ModelRef>,
+        choice: Choice<'_>,
+        attempt: &Attempt<'_>,
+    ) -> Result<Self, ExecutionError> {
+        match model.and_then(|model| model.source.as_ref()) {
+            Some(v1::model_ref::Source::Endpoint(endpoint)) => Ok(Self::Endpoint(endpoint.clone())),
+            _ => Ok(Self::Model(engine.generator(model, choice, attempt)?)),
+        }
+    }
+
+    /// The answers, and by row the decodings that an endpoint had no usable answer for, with the reasons.
+    fn generate(
+        &self,
+        engine: &Engine,
+        input: GenerationInput<'_>,
+        decodings: &Decodings,
+        control: &dyn Control,
+    ) -> Result<(GeneratedRows, HashMap<usize, Value>), ExecutionError> {
+        let endpoint = match self {
+            Self::Model(generator) => {
+                let budget = engine.budgets.generate;
+                let rows = compute::generate(generator, input, decodings, budget, control)?;
+                return Ok((rows, HashMap::new()));
+            }
+            Self::Endpoint(endpoint) => endpoint,
+        };
+        let mut rows =
+            GeneratedRows { rows: vec![Vec::new(); input.instructions.len()], ..GeneratedRows::default() };
+        let mut failures = HashMap::new();
+        engine.endpoints.generate(endpoint, input, decodings, control, &mut |row, answered| {
+            rows.input_tokens += answered.input_tokens;
+            rows.output_tokens += answered.row.tokens;
+            rows.rows[row] = answered.row.samples;
+            if !answered.failures.is_empty() {
+                let reasons = answered.failures.into_iter().map(|(name, reason)| (name, reason.into()));
+                failures.insert(row, Value::Object(reasons.collect()));
+            }
+            Ok(())
+        })?;
+        Ok((rows, failures))
+    }
 }
 
 fn flan_samples(decodings: &Decodings, samples: &[Vec<Sample>]) -> Value {

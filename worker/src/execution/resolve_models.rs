@@ -3,7 +3,7 @@
 use cappy_proto::v1;
 
 use super::{Attempt, ExecutionError, Outcome};
-use crate::{engine::Engine, residency::Role};
+use crate::{endpoint, engine::Engine, residency::Role};
 
 pub fn run(
     engine: &Engine,
@@ -14,6 +14,14 @@ pub fn run(
     let mut outcome = Outcome::default();
     for (done, model) in (0..).zip(&task.models) {
         attempt.progress.set(done, total, &format!("resolving {}", model.name));
+        if let Some(endpoint) = &model.endpoint {
+            outcome.resolved_models.push(v1::ResolvedModel {
+                name: model.name.clone(),
+                fingerprint: engine.endpoints.probe(endpoint)?,
+                architecture: endpoint::BACKEND.to_owned(),
+            });
+            continue;
+        }
         let role = match model.role() {
             v1::ModelRole::Scorer => Role::Scorer,
             v1::ModelRole::Generator => Role::Generator,

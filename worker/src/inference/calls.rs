@@ -13,9 +13,11 @@ use futures::{
     StreamExt as _,
     stream::{self, BoxStream},
 };
+use tokio::sync::Semaphore;
 use tonic::Status;
 
 use super::{
+    elsewhere,
     line::{Lines, Pending, Reply, Rules},
     loading::{Loading, Named},
     queue::{Lane, Unit},
@@ -74,6 +76,7 @@ pub struct Calls {
     scoring: Arc<Lines<Scoring>>,
     generating: Arc<Lines<Generating>>,
     judging: Arc<Lines<Judging>>,
+    elsewhere: Arc<Semaphore>,
 }
 
 impl Calls {
@@ -84,6 +87,7 @@ impl Calls {
             scoring: Arc::new(Lines::new(rules)),
             generating: Arc::new(Lines::new(rules)),
             judging: Arc::new(Lines::new(rules)),
+            elsewhere: Arc::new(Semaphore::new(elsewhere::MAX_CALLS)),
         }
     }
 
@@ -214,6 +218,25 @@ impl Calls {
             }
         });
         Ok(answers.boxed())
+    }
+
+    /// Answers of an endpoint, a row at a time.
+    ///
+    /// # Errors
+    /// RESOURCE_EXHAUSTED when too many ask; in the stream what the endpoint says.
+    pub async fn ask(
+        &self,
+        endpoint: v1::Endpoint,
+        questions: Questions,
+        manner: Manner,
+    ) -> Result<Answers, Status> {
+        let calls = Arc::clone(&self.elsewhere);
+        let call = if manner.patient {
+            calls.acquire_owned().await.map_err(|_| abandoned())?
+        } else {
+            calls.try_acquire_owned().map_err(|_| elsewhere::full())?
+        };
+        Ok(elsewhere::answers(Arc::clone(self.loading.engine()), endpoint, questions, call))
     }
 }
 

@@ -46,7 +46,7 @@ impl Loading {
     }
 
     /// What is loaded with.
-    pub fn engine(&self) -> &Engine {
+    pub fn engine(&self) -> &Arc<Engine> {
         &self.engine
     }
 

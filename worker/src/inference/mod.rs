@@ -3,11 +3,12 @@
 //! A call is let in while there are not too many (`admission.rs`), and checked (`checks.rs`). Its model is loaded
 //! (`loading.rs`), its texts are tokenized into units (`calls.rs`), and these wait in the model's line (`line.rs`) for
 //! a batch (`queue.rs` says which), in which they run with the units of other calls (`work.rs`). What goes wrong
-//! becomes a rich status (`status.rs`). A caller that went away (deadline, drop) takes its work with it.
+//! becomes a rich status (`status.rs`). Answers of an endpoint come past the lines (`elsewhere.rs`). A caller that went away (deadline, drop) takes its work with it.
 
 mod admission;
 mod calls;
 mod checks;
+mod elsewhere;
 mod line;
 mod loading;
 mod queue;

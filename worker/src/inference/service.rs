@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     compute::{GeneratedRow, Sample, row_keys},
-    settings::{decodings, default_settings},
+    settings::{decodings, default_settings, endpoint_settings},
 };
 
 /// Requests of one stream that are worked on at the same time.
@@ -63,12 +63,16 @@ impl Inference {
         request: v1::GenerateRequest,
         manner: Manner,
     ) -> Result<(Vec<String>, Answers), Status> {
-        if request.endpoint.is_some() {
-            return Err(Status::unimplemented("this worker does not ask endpoints"));
-        }
-        let named = checks::named("model", &request.model, &request.backend, &request.dtype)?;
+        let named = match &request.endpoint {
+            Some(_) if request.log_likelihood => {
+                return Err(invalid("log_likelihood", "is not available at an endpoint"));
+            }
+            Some(_) => None,
+            None => Some(checks::named("model", &request.model, &request.backend, &request.dtype)?),
+        };
         checks::instructions(&request.instructions)?;
-        let settings = request.settings.unwrap_or_else(default_settings);
+        let defaults = if named.is_some() { default_settings } else { endpoint_settings };
+        let settings = request.settings.unwrap_or_else(defaults);
         let wrong = |failure: Failure| invalid("settings", failure.message);
         let decodings = decodings(&settings).map_err(wrong)?;
         let names = decodings.names.clone();
@@ -78,7 +82,11 @@ impl Inference {
             decodings,
             log_likelihood: request.log_likelihood,
         };
-        Ok((names, self.calls.generate(named, questions, manner).await?))
+        let answers = match (named, request.endpoint) {
+            (Some(named), _) => self.calls.generate(named, questions, manner).await?,
+            (None, endpoint) => self.calls.ask(endpoint.unwrap_or_default(), questions, manner).await?,
+        };
+        Ok((names, answers))
     }
 
     async fn generate_rows(&self, request: v1::GenerateRequest, manner: Manner) -> Result<Generated, Status> {

@@ -2,6 +2,7 @@
 //! coordinator that lives in the test, and online calls.
 
 mod coordinator;
+mod endpoint;
 mod execution;
 mod inference;
 mod registered;

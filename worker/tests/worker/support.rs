@@ -21,6 +21,7 @@ use cappy_worker::{
     batching::Budget,
     checkpoint::CheckpointStore,
     compute::Budgets,
+    endpoint::{EndpointSettings, Endpoints},
     engine::{Engine, RecentNames},
     execution::{Attempt, ExecutionError, Outcome, Progress, run},
     models::Models,
@@ -64,6 +65,7 @@ pub fn engine(dir: &Path, backend: Arc<dyn Backend>) -> Engine {
         checkpoints: CheckpointStore::open(dir.join("checkpoints"), Duration::ZERO).unwrap(),
         // Small, so that a few rows make several batches.
         budgets: Budgets { score: Budget { tokens: 64, rows: 5 }, generate: Budget { tokens: 64, rows: 3 } },
+        endpoints: Endpoints::new(EndpointSettings::default(), dir.join("answers")),
         names: RecentNames::default(),
     }
 }

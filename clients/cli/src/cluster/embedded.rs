@@ -11,13 +11,14 @@ use std::{
 
 use cappy_hub::HubSettings;
 use cappy_process::directories;
-use cappy_worker::Backends;
+use cappy_worker::{Backends, endpoint::Key};
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
 use super::Need;
 use crate::{
     arguments::Global,
+    endpoint::HOSTS_FILE,
     failure::{Context as _, Failure, Outcome},
     printer::Printer,
 };
@@ -149,6 +150,9 @@ async fn start_own(data_dir: &Path, need: Need, lock: File) -> Outcome<(Own, Str
                 cappy_worker::Config::new(Backends::Builtin(vec![backend]), data_dir.join("worker"), hub);
             config.coordinator = Some(url.clone());
             config.inference_listen = Some(loopback);
+            // The hosts that this user has named with --endpoint.
+            config.endpoint.hosts.file = Some(data_dir.join(HOSTS_FILE));
+            config.endpoint.key = std::env::var("OPENAI_API_KEY").ok().as_deref().and_then(Key::new);
             let worker = cappy_worker::start(config, stop_worker.clone()).await.map_err(|error| {
                 Failure::failed(format!("cannot start the embedded worker: {}", chain(&error)))
             })?;

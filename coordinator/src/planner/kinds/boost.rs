@@ -65,7 +65,8 @@ impl JobKind for v1::BoostSpec {
                     input: given,
                     settings: self.generation.clone().unwrap_or_default(),
                     log_likelihood: false,
-                    row_namespace: input.name.clone(),
+                    // As the online service answers them.
+                    row_namespace: String::new(),
                 };
                 let stage = graph.add(Node::new("generate", input.rows, work).spares_rows());
                 (Rows::Made { stage, rows: input.rows }, decoding_names(self.generation.as_ref()))

@@ -1,8 +1,8 @@
 //! What a coordinator is told, with every default named.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{fmt, net::SocketAddr, time::Duration};
 
-use crate::scheduler::{MAX_ATTEMPTS, MAX_INTERRUPTIONS, RETRY_BACKOFF, RetryPolicy};
+use crate::scheduler::{MAX_ATTEMPTS, MAX_INTERRUPTIONS, RETRY_BACKOFF, RetryPolicy, SPECULATE_AFTER};
 
 /// Time from a worker's last word to the return of its leases.
 pub const LEASE_TTL: Duration = Duration::from_secs(30);
@@ -16,6 +16,38 @@ pub const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 pub const WATCH_INTERVAL: Duration = Duration::from_millis(200);
 /// Pure stages that run on the coordinator at once.
 pub const LOCAL_SLOTS: usize = 2;
+/// Time for which an artifact that was uploaded or asked for waits for a job to hold it.
+pub const ARTIFACT_GRACE: Duration = Duration::from_secs(60 * 60);
+
+/// Who may call: clients, and workers (none: the same token).
+#[derive(Clone)]
+pub struct Tokens {
+    /// What clients send as `authorization: Bearer ...`.
+    pub client: String,
+    /// What workers send.
+    pub worker: Option<String>,
+}
+
+impl fmt::Debug for Tokens {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Tokens")
+    }
+}
+
+/// How the server shows who it is.
+#[derive(Clone)]
+pub struct Tls {
+    /// Certificate chain, PEM.
+    pub certificate: Vec<u8>,
+    /// Private key, PEM.
+    pub key: Vec<u8>,
+}
+
+impl fmt::Debug for Tls {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Tls")
+    }
+}
 
 /// What a coordinator is told.
 #[derive(Clone, Debug)]
@@ -47,6 +79,16 @@ pub struct Config {
     pub retry_backoff: Duration,
     /// See [`LOCAL_SLOTS`].
     pub local_slots: usize,
+    /// Time after which a lagging shard may be leased to an idle worker too.
+    pub speculate_after: Duration,
+    /// See [`ARTIFACT_GRACE`].
+    pub artifact_grace: Duration,
+    /// Bytes that all artifacts together may have; none: as many as the disk holds.
+    pub disk_quota: Option<u64>,
+    /// None: everybody may call.
+    pub tokens: Option<Tokens>,
+    /// None: gRPC goes unencrypted.
+    pub tls: Option<Tls>,
 }
 
 impl Config {
@@ -66,6 +108,11 @@ impl Config {
             max_interruptions: MAX_INTERRUPTIONS,
             retry_backoff: RETRY_BACKOFF,
             local_slots: LOCAL_SLOTS,
+            speculate_after: SPECULATE_AFTER,
+            artifact_grace: ARTIFACT_GRACE,
+            disk_quota: None,
+            tokens: None,
+            tls: None,
         }
     }
 

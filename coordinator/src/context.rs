@@ -12,7 +12,7 @@ use crate::{
     membership::Cluster,
     metrics::{Metrics, add},
     scheduler::SchedulerHandle,
-    store::{FailOutcome, JobStore, Revoked},
+    store::{FailOutcome, JobStore, Revoked, StoreError},
 };
 
 #[derive(Clone)]
@@ -48,5 +48,14 @@ impl Context {
     pub(crate) fn follow_up(&self, outcome: &FailOutcome, reason: &str) {
         self.tell_revoked(&outcome.revoked, reason);
         outcome.ended.iter().for_each(|job| self.job_changed(job));
+    }
+
+    /// Makes a file of the artifact store known to the job store, unless it was removed meanwhile.
+    pub(crate) async fn record_artifact(&self, id: &str, size_bytes: u64) -> Result<(), StoreError> {
+        let _kept = self.artifacts.keeping().await;
+        match self.artifacts.size(id).await {
+            Ok(Some(size)) if size == size_bytes => self.store.record_artifact(id, size_bytes).await,
+            _ => Err(StoreError::UnknownArtifact { id: id.to_owned() }),
+        }
     }
 }

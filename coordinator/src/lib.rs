@@ -16,6 +16,8 @@
 //! 5. Meanwhile `rpc::watch` streams snapshots with `planner::progress`, until the job ends; `rpc::jobs` then lists the
 //!    files that `planner::results` finds.
 //!
+//! A job that is removed takes its artifacts along, unless others hold them (`collection`).
+//!
 //! Nothing that matters is in memory only: a coordinator that is killed and started again goes on from the store.
 //!
 //! ```no_run
@@ -35,6 +37,7 @@
 
 mod artifacts;
 mod changes;
+mod collection;
 pub mod config;
 mod context;
 mod http;

@@ -14,6 +14,7 @@ use crate::{
 pub(crate) struct Metrics {
     pub(crate) jobs_submitted: AtomicU64,
     pub(crate) leases_granted: AtomicU64,
+    pub(crate) leases_speculative: AtomicU64,
     pub(crate) leases_lost: AtomicU64,
     pub(crate) shards_committed: AtomicU64,
     pub(crate) attempts_failed: AtomicU64,
@@ -63,6 +64,7 @@ impl Metrics {
         for (name, help, counter) in [
             ("jobs_submitted_total", "Jobs accepted.", &self.jobs_submitted),
             ("leases_granted_total", "Leases granted.", &self.leases_granted),
+            ("leases_speculative_total", "Leases of shards that lagged.", &self.leases_speculative),
             ("leases_lost_total", "Leases that expired or were taken back.", &self.leases_lost),
             ("shards_committed_total", "Shards committed.", &self.shards_committed),
             ("attempts_failed_total", "Attempts that workers gave up.", &self.attempts_failed),

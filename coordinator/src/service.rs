@@ -8,6 +8,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     artifacts::{ArtifactError, ArtifactStore},
     changes::Changes,
+    collection,
     config::Config,
     context::Context,
     http,
@@ -34,6 +35,8 @@ enum Reason {
     Store { location: String, source: StoreError },
     #[error("unsupported job store `{location}`: give sqlite://PATH or the path of a file")]
     UnknownStore { location: String },
+    #[error("the TLS certificate or its key cannot be used")]
+    Tls { source: tonic::transport::Error },
     #[error("cannot open the artifact store `{location}`")]
     Artifacts { location: String, source: ArtifactError },
 }
@@ -74,6 +77,7 @@ pub async fn start(config: Config, shutdown: CancellationToken) -> Result<Handle
     let store = open_store(&config.store).await?;
     let artifacts = ArtifactStore::open(&config.artifacts)
         .map_err(|source| Reason::Artifacts { location: config.artifacts.clone(), source })?;
+    let server = rpc::transport(config.tls.as_ref()).map_err(|source| Reason::Tls { source })?;
     let (listener, address) = bind(config.listen).await?;
     let http = match config.http {
         Some(address) => Some(bind(address).await?),
@@ -100,7 +104,8 @@ pub async fn start(config: Config, shutdown: CancellationToken) -> Result<Handle
 
     let mut tasks = vec![
         tokio::spawn(Scheduler::new(context.clone()).run(shutdown.clone())),
-        tokio::spawn(serve_rpc(context.clone(), listener, shutdown.clone())),
+        tokio::spawn(collection::run(context.clone(), shutdown.clone())),
+        tokio::spawn(serve_rpc(server, context.clone(), listener, shutdown.clone())),
     ];
     let http = http.map(|(listener, address)| {
         tasks.push(tokio::spawn(async move {
@@ -135,13 +140,18 @@ async fn bind(address: SocketAddr) -> Result<(TcpListener, SocketAddr), Reason> 
 }
 
 /// Serves until the shutdown, and then lets open calls end for a while.
-async fn serve_rpc(context: Context, listener: TcpListener, shutdown: CancellationToken) {
+async fn serve_rpc(
+    server: tonic::transport::Server,
+    context: Context,
+    listener: TcpListener,
+    shutdown: CancellationToken,
+) {
     let cut = async {
         shutdown.cancelled().await;
         tokio::time::sleep(DRAIN_TIMEOUT).await;
     };
     tokio::select! {
-        result = rpc::serve(context, listener, shutdown.clone()) => {
+        result = rpc::serve(server, context, listener, shutdown.clone()) => {
             if let Err(error) = result {
                 tracing::error!(error = &error as &dyn std::error::Error, "gRPC ended");
                 shutdown.cancel();

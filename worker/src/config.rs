@@ -42,6 +42,10 @@ pub enum Backends {
 pub struct Config {
     /// `http://host:port`; `None`: only the inference service runs.
     pub coordinator: Option<String>,
+    /// What the coordinator wants to see of a worker.
+    pub token: Option<String>,
+    /// Certificates (PEM) by which an `https://` coordinator is trusted, beside the system's.
+    pub tls_ca: Option<Vec<u8>>,
     /// For lists: the host, by default.
     pub name: String,
     /// What computes.
@@ -79,6 +83,8 @@ impl Config {
     pub fn new(backends: Backends, cache_dir: PathBuf, hub: HubSettings) -> Self {
         Self {
             coordinator: None,
+            token: None,
+            tls_ca: None,
             name: host_name(),
             backends,
             device: "cpu".to_owned(),

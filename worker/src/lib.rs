@@ -18,6 +18,7 @@ pub mod batching;
 pub mod checkpoint;
 pub mod compute;
 mod config;
+pub mod coordinator;
 pub mod endpoint;
 pub mod engine;
 pub mod execution;

@@ -74,6 +74,12 @@ struct WorkerArgs {
     /// Coordinator to serve; without one, only the inference service runs
     #[arg(long, env = "CAPPY_COORDINATOR", value_name = "URL", value_parser = coordinator_url)]
     coordinator: Option<String>,
+    /// File with the token that the coordinator wants to see of a worker
+    #[arg(long, env = "CAPPY_TOKEN_FILE", value_name = "FILE")]
+    token_file: Option<PathBuf>,
+    /// Certificates (PEM) by which an https:// coordinator is trusted, beside the system's
+    #[arg(long, env = "CAPPY_TLS_CA", value_name = "FILE")]
+    tls_ca: Option<PathBuf>,
     #[command(flatten)]
     plugins: PluginArgs,
     /// Number format where a job says `auto`
@@ -203,6 +209,11 @@ fn child_command(program: &Path, worker: &WorkerArgs, device: &str, index: usize
     if let Some(coordinator) = &worker.coordinator {
         command.args(["--coordinator", coordinator]);
     }
+    for (flag, file) in [("--token-file", &worker.token_file), ("--tls-ca", &worker.tls_ca)] {
+        if let Some(file) = file {
+            command.arg(flag).arg(file);
+        }
+    }
     let mut listen = worker.inference_listen;
     if listen.port() != 0 {
         listen.set_port(listen.port().saturating_add(index as u16));
@@ -272,6 +283,16 @@ async fn run_device(worker: WorkerArgs, device: String, leashed: bool) -> anyhow
     let hub = HubSettings::from_env().context("cannot find the model cache")?;
     let mut config = Config::new(Backends::PluginPath(plugin_path(&worker.plugins)), cache_dir, hub);
     config.coordinator = worker.coordinator;
+    let read = |flag: &str, path: &Path| {
+        std::fs::read(path).with_context(|| format!("cannot read {flag} `{}`", path.display()))
+    };
+    if let Some(path) = &worker.token_file {
+        let text = String::from_utf8(read("--token-file", path)?).unwrap_or_default();
+        let token = cappy_worker::coordinator::parse_token(&text);
+        config.token =
+            Some(token.map_err(|error| anyhow::anyhow!("--token-file `{}`: {error}", path.display()))?);
+    }
+    config.tls_ca = worker.tls_ca.as_ref().map(|path| read("--tls-ca", path)).transpose()?;
     config.device = device;
     config.dtype = worker.dtype;
     config.slots = worker.slots;

@@ -5,13 +5,11 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use cappy_proto::v1::{self, cluster_service_client::ClusterServiceClient};
 use tokio::runtime::Handle;
-use tonic::{
-    Code, Status,
-    transport::{Channel, Endpoint},
-};
+use tonic::{Code, Status};
 
 use crate::{
     artifacts::{self, ArtifactCache, CachedFile, TransferError},
+    coordinator::{Access, Channel},
     execution::ExecutionError,
     models::{LocalModel, assemble},
 };
@@ -33,18 +31,19 @@ pub struct Registered {
 }
 
 impl Registered {
-    /// Of the coordinator at a URL, connected to when first asked. Files come into `cache` and are put together in
+    /// Of a coordinator, connected to when first asked. Files come into `cache` and are put together in
     /// `scratch`. To be made inside a runtime.
     ///
     /// # Errors
     /// When the URL is none.
     pub fn of(
-        coordinator: &str,
+        coordinator: &Access,
         cache: Arc<ArtifactCache>,
         scratch: PathBuf,
     ) -> Result<Self, tonic::transport::Error> {
-        let endpoint = Endpoint::from_shared(coordinator.to_owned())?.connect_timeout(CONNECT_TIMEOUT);
-        Ok(Self { channel: endpoint.connect_lazy(), cache, scratch, runtime: Handle::current() })
+        let endpoint = coordinator.endpoint()?.connect_timeout(CONNECT_TIMEOUT);
+        let channel = coordinator.with_token(endpoint.connect_lazy());
+        Ok(Self { channel, cache, scratch, runtime: Handle::current() })
     }
 
     /// The model of an id or a unique prefix of one, as a directory on this machine. Blocks: not for async code.

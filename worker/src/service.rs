@@ -18,6 +18,7 @@ use crate::{
     artifacts::ArtifactCache,
     checkpoint::CheckpointStore,
     config::{Backends, Config, machine_memory},
+    coordinator::Access,
     endpoint::Endpoints,
     engine::{Engine, RecentNames},
     inference::{self, Rules, ServeError},
@@ -116,10 +117,9 @@ pub async fn start(config: Config, stop: CancellationToken) -> Result<Handle, St
         Arc::new(ArtifactCache::open(home.dir.join("artifacts"), config.cache_bytes).map_err(cache_error)?);
     let scratch = home.scratch().map_err(cache_error)?;
     // A URL that is none is refused by the session, with its reason.
-    let registered = config
-        .coordinator
-        .as_deref()
-        .and_then(|url| Registered::of(url, Arc::clone(&cache), scratch.clone()).ok());
+    let access = config.coordinator.map(|url| Access { url, token: config.token, tls_ca: config.tls_ca });
+    let registered =
+        access.as_ref().and_then(|access| Registered::of(access, Arc::clone(&cache), scratch.clone()).ok());
     let engine = Arc::new(Engine {
         registry: Mutex::new(registry),
         device: config.device.clone(),
@@ -146,7 +146,7 @@ pub async fn start(config: Config, stop: CancellationToken) -> Result<Handle, St
         tokio::spawn(listening.serve(Arc::clone(&engine), rules, stop_serving.clone()))
     });
 
-    let session = config.coordinator.map(|coordinator| {
+    let session = access.map(|coordinator| {
         let hello = v1::Hello {
             protocol_version: PROTOCOL_VERSION,
             name: config.name.clone(),

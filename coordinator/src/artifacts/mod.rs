@@ -5,6 +5,7 @@
 //! through `object_store`, piece by piece, so memory does not grow with a file.
 
 mod blocking;
+mod quota;
 mod upload;
 
 use std::{
@@ -17,9 +18,13 @@ use std::{
 };
 
 use bytes::Bytes;
-use object_store::{ObjectStoreExt as _, local::LocalFileSystem, path::Path as ObjectPath};
+use futures::StreamExt as _;
+use object_store::{ObjectStore as _, ObjectStoreExt as _, local::LocalFileSystem, path::Path as ObjectPath};
+use tokio::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 pub(crate) use blocking::ArtifactWriter;
+use quota::Reserved;
+pub(crate) use quota::Room;
 
 /// A broken-off upload that nobody has touched for so long is forgotten at the next start.
 const ABANDONED_AFTER: Duration = Duration::from_secs(7 * 24 * 60 * 60);
@@ -72,6 +77,9 @@ struct Inner {
     root: PathBuf,
     /// Ids whose resumable upload is in progress.
     uploading: Mutex<HashSet<String>>,
+    reserved: Reserved,
+    /// Held for reading by whoever makes a file known, for writing by whoever removes files.
+    gate: RwLock<()>,
 }
 
 impl ArtifactStore {
@@ -89,7 +97,14 @@ impl ArtifactStore {
         forget_abandoned(&root.join("incoming"));
         let objects =
             LocalFileSystem::new_with_prefix(root.join("objects")).map_err(ArtifactError::Objects)?;
-        Ok(Self { inner: Arc::new(Inner { objects, root, uploading: Mutex::default() }) })
+        let inner = Inner {
+            objects,
+            root,
+            uploading: Mutex::default(),
+            reserved: Reserved::default(),
+            gate: RwLock::default(),
+        };
+        Ok(Self { inner: Arc::new(inner) })
     }
 
     /// Size of a stored artifact.
@@ -110,6 +125,42 @@ impl ArtifactStore {
             object_store::Error::NotFound { .. } => ArtifactError::NotFound(id.to_owned()),
             other => ArtifactError::Objects(other),
         })
+    }
+
+    /// While this is held no file is removed.
+    pub(crate) async fn keeping(&self) -> RwLockReadGuard<'_, ()> {
+        self.inner.gate.read().await
+    }
+
+    /// While this is held nobody may rely on a file that is there.
+    pub(crate) async fn removing(&self) -> RwLockWriteGuard<'_, ()> {
+        self.inner.gate.write().await
+    }
+
+    /// Room for an upload of `bytes` beside the `used` ones. None: it would go beyond `quota`.
+    pub(crate) fn reserve(&self, bytes: u64, used: u64, quota: Option<u64>) -> Option<Room> {
+        self.inner.reserved.reserve(bytes, used, quota)
+    }
+
+    /// Removes a file; one that is not there is removed.
+    pub(crate) async fn remove(&self, id: &str) -> Result<(), ArtifactError> {
+        match self.inner.objects.delete(&object_path(id)?).await {
+            Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
+            Err(error) => Err(ArtifactError::Objects(error)),
+        }
+    }
+
+    /// Ids of the files that were put there longer than `age` ago.
+    pub(crate) async fn older_than(&self, age: Duration) -> Result<Vec<String>, ArtifactError> {
+        let limit = std::time::SystemTime::now().checked_sub(age);
+        let mut files = self.inner.objects.list(None);
+        let mut ids = Vec::new();
+        while let Some(file) = files.next().await {
+            let file = file.map_err(ArtifactError::Objects)?;
+            let old = limit.is_some_and(|limit| std::time::SystemTime::from(file.last_modified) <= limit);
+            ids.extend(file.location.filename().filter(|id| old && check_id(id).is_ok()).map(str::to_owned));
+        }
+        Ok(ids)
     }
 
     fn incoming(&self, name: &str) -> PathBuf {

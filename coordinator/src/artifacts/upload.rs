@@ -134,7 +134,9 @@ impl Sink {
         if offset > received {
             return Err(ArtifactError::BadOffset { offset, received });
         }
-        file.set_len(offset)?;
+        if offset < received {
+            file.set_len(offset).map_err(ArtifactError::from_io)?;
+        }
         let mut hash = Sha256::new();
         let mut left = offset;
         let mut buffer = vec![0; REHASH_BYTES.min(usize::try_from(offset).unwrap_or(REHASH_BYTES))];

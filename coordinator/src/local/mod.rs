@@ -115,10 +115,17 @@ impl From<LocalError> for AttemptFailure {
     fn from(error: LocalError) -> Self {
         let (class, code) = match error {
             LocalError::Bad(_) => (FailureClass::Permanent, "invalid_argument"),
+            // The job goes on when there is room again.
+            LocalError::Io(ref error) if is_full(error) => (FailureClass::Infrastructure, "disk"),
+            LocalError::Artifact(ArtifactError::Full(_)) => (FailureClass::Infrastructure, "disk"),
             LocalError::Io(_) | LocalError::Artifact(_) => (FailureClass::Attempt, "unavailable"),
         };
         Self { class, code: code.into(), message: error.to_string() }
     }
+}
+
+fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
 fn output(writer: ArtifactWriter, name: &str) -> Result<NamedOutput, LocalError> {

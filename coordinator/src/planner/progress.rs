@@ -158,8 +158,10 @@ fn activity(
         }
         return line;
     }
+    let waits = stages.iter().find(|stage| stage.state == StageState::Waiting && !stage.message.is_empty());
     match state {
         JobState::Paused => "paused".into(),
+        _ if waits.is_some() => waits.map(|stage| stage.message.clone()).unwrap_or_default(),
         _ if cluster.workers == 0 => format!("waiting for a worker{}", that_can(backend)),
         _ if cluster.capable == 0 => {
             format!(

@@ -12,10 +12,11 @@ use super::{
     view, watch,
 };
 use crate::{
+    collection,
     context::Context,
     metrics::add,
     planner::{self, Registry, Violation, required_artifacts, result_files},
-    store::{JobRecord, ModelRecord, NewJob, StoreError, Submitted},
+    store::{EventFilter, JobRecord, ModelRecord, NewJob, StoreError, Submitted},
 };
 
 /// Jobs on a page when the client does not say.
@@ -117,6 +118,7 @@ impl v1::job_service_server::JobService for Jobs {
             title: kind.title(),
             priority: spec.priority,
             stages: kind.graph(Registry(&models)).stages(),
+            inputs: required_artifacts(&spec).into_iter().map(|(_, artifact)| artifact.id.clone()).collect(),
             models: models.into_iter().map(|model| model.id).collect(),
             spec: spec.encode_to_vec(),
         };
@@ -188,7 +190,8 @@ impl v1::job_service_server::JobService for Jobs {
         request: Request<v1::PauseJobRequest>,
     ) -> Result<Response<v1::PauseJobResponse>, Status> {
         let id = self.find(&request.into_inner().job_id).await?;
-        self.context.store.set_paused(&id, true).await?;
+        let (_, revoked) = self.context.store.set_paused(&id, true).await?;
+        self.context.tell_revoked(&revoked, "the job was paused");
         self.context.job_changed(&id);
         Ok(Response::new(v1::PauseJobResponse { job: self.view(&id).await? }))
     }
@@ -211,6 +214,10 @@ impl v1::job_service_server::JobService for Jobs {
         let models = self.context.store.delete(&id).await?;
         for model in &models {
             tracing::info!(job = %id, %model, "the job's model went with it");
+        }
+        // Whoever removes a job wants the room now; what fails here is done by the next round.
+        if let Err(error) = collection::collect(&self.context).await {
+            tracing::error!(error = &error as &dyn std::error::Error, "failed to remove artifacts");
         }
         let models = models.into_iter().map(String::from).collect();
         Ok(Response::new(v1::DeleteJobResponse { models }))
@@ -244,12 +251,14 @@ impl v1::job_service_server::JobService for Jobs {
         &self,
         request: Request<v1::GetLogsRequest>,
     ) -> Result<Response<Self::GetLogsStream>, Status> {
-        let id = self.find(&request.into_inner().job_id).await?;
+        let request = request.into_inner();
+        let id = self.find(&request.job_id).await?;
+        let only = EventFilter { stage: request.stage, shard: request.shard_id };
         let store = self.context.store.clone();
         let pages = stream::try_unfold(0, move |after| {
-            let (store, id) = (store.clone(), id.clone());
+            let (store, id, only) = (store.clone(), id.clone(), only.clone());
             async move {
-                let events = store.events(&id, after, STREAM_PAGE as u32).await?;
+                let events = store.events(&id, after, STREAM_PAGE as u32, &only).await?;
                 let Some(last) = events.last().map(|event| event.seq) else { return Ok::<_, Status>(None) };
                 let entries = events
                     .into_iter()

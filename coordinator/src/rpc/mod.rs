@@ -1,6 +1,7 @@
 //! The gRPC services: requests in, statuses out. tonic stays in here.
 
 mod artifacts;
+mod authentication;
 mod cluster;
 mod inference;
 mod jobs;
@@ -10,4 +11,4 @@ mod view;
 mod watch;
 mod workers;
 
-pub(crate) use server::serve;
+pub(crate) use server::{serve, transport};

@@ -13,11 +13,17 @@ use cappy_proto::{
 use tokio::net::{TcpListener, TcpStream};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
-use tonic::{service::RoutesBuilder, transport::Server};
+use tonic::{
+    service::RoutesBuilder,
+    transport::{Identity, Server, ServerTlsConfig},
+};
 use tonic_health::ServingStatus;
 
-use super::{artifacts::Artifacts, cluster::Clusters, inference::Inference, jobs::Jobs, workers::Workers};
-use crate::context::Context;
+use super::{
+    artifacts::Artifacts, authentication::Authentication, cluster::Clusters, inference::Inference,
+    jobs::Jobs, workers::Workers,
+};
+use crate::{config::Tls, context::Context};
 
 /// Calls of one connection that are answered at once; more are shed with RESOURCE_EXHAUSTED.
 const CALLS_PER_CONNECTION: usize = 256;
@@ -39,8 +45,34 @@ const HEADER_BYTES: u32 = 64 * 1024;
 /// Streams that a client may open and reset before it is cut off.
 const PENDING_RESETS: usize = 64;
 
+/// The transport with every limit set, and with TLS if there is a certificate.
+///
+/// # Errors
+/// A certificate or key that is not one.
+pub(crate) fn transport(tls: Option<&Tls>) -> Result<Server, tonic::transport::Error> {
+    let server = Server::builder()
+        .concurrency_limit_per_connection(CALLS_PER_CONNECTION)
+        .load_shed(true)
+        .max_concurrent_streams(STREAMS_PER_CONNECTION)
+        .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
+        .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+        .http2_max_header_list_size(HEADER_BYTES)
+        .http2_max_pending_accept_reset_streams(Some(PENDING_RESETS))
+        .http2_max_local_error_reset_streams(Some(PENDING_RESETS));
+    match tls {
+        None => Ok(server),
+        Some(tls) => {
+            let identity = Identity::from_pem(&tls.certificate, &tls.key);
+            server.tls_config(ServerTlsConfig::new().identity(identity).timeout(FIRST_BYTE_TIMEOUT))
+        }
+    }
+}
+
 /// Serves until `shutdown`; open calls get to end, watched jobs and sessions are ended.
 pub(crate) async fn serve(
+    server: Server,
     context: Context,
     listener: TcpListener,
     shutdown: CancellationToken,
@@ -91,17 +123,9 @@ pub(crate) async fn serve(
         health.set_not_serving::<ClusterServiceServer<Clusters>>().await;
         health.set_not_serving::<InferenceServiceServer<Inference>>().await;
     };
-    Server::builder()
-        .concurrency_limit_per_connection(CALLS_PER_CONNECTION)
-        .load_shed(true)
-        .max_concurrent_streams(STREAMS_PER_CONNECTION)
-        .initial_stream_window_size(STREAM_WINDOW_BYTES)
-        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
-        .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
-        .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
-        .http2_max_header_list_size(HEADER_BYTES)
-        .http2_max_pending_accept_reset_streams(Some(PENDING_RESETS))
-        .http2_max_local_error_reset_streams(Some(PENDING_RESETS))
+    let authentication = Authentication::new(context.config.tokens.as_ref());
+    server
+        .layer(authentication)
         .add_routes(routes.routes())
         .serve_with_incoming_shutdown(accept(listener, shutdown), closing)
         .await

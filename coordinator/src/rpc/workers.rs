@@ -102,6 +102,7 @@ impl v1::worker_service_server::WorkerService for Workers {
         if completed.newly_committed {
             add(&self.context.metrics.shards_committed, 1);
         }
+        self.context.tell_revoked(&completed.revoked, "another worker was faster");
         if completed.stage_ended {
             self.context.job_changed(&completed.job);
         } else {

@@ -14,7 +14,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::place;
+use super::{Offer, place, speculate};
 use crate::{
     context::Context,
     local::{LocalError, LocalTask},
@@ -104,7 +104,15 @@ impl Scheduler {
             Ok(outcome) => self.context.follow_up(&outcome, "its deadline passed"),
             Err(error) => report("expire leases", &error),
         }
-        for job in self.context.scheduler.take_changed() {
+        let mut changed = self.context.scheduler.take_changed();
+        if !changed.is_empty() {
+            // Where a stage ended, others may have waited for it.
+            match self.context.store.waiting_for_others().await {
+                Ok(waiting) => changed.extend(waiting),
+                Err(error) => report("list the waiting jobs", &error),
+            }
+        }
+        for job in changed {
             if let Err(error) = self.advance(&job).await
                 && !matches!(error, StoreError::NotFound { .. })
             {
@@ -145,9 +153,13 @@ impl Scheduler {
             for step in steps {
                 decided.push(self.reuse(step).await?);
             }
-            let revoked = self.context.store.apply(job, decided).await?;
-            self.context.tell_revoked(&revoked, "the job ended");
+            let applied = self.context.store.apply(job, decided).await?;
+            self.context.tell_revoked(&applied.revoked, "the job ended");
             self.context.changes.notify(job);
+            if !applied.progressed {
+                // Whatever could open waits for another job that computes the same.
+                return Ok(());
+            }
         }
     }
 
@@ -174,13 +186,13 @@ impl Scheduler {
     }
 
     async fn grant(&mut self) -> Result<(), StoreError> {
-        let offers = self.context.cluster.offers();
+        let mut offers = self.context.cluster.offers();
         if offers.is_empty() && self.local_slots.available_permits() == 0 {
             return Ok(());
         }
         let jobs = self.context.store.pending(LOOKAHEAD).await?;
         let ttl = self.context.config.lease_ttl;
-        for pair in place(&jobs, offers) {
+        for pair in place(&jobs, &mut offers) {
             let Some(granted) = self.context.store.lease(&pair.shard, &pair.worker, ttl).await? else {
                 continue;
             };
@@ -188,6 +200,9 @@ impl Scheduler {
             let shard = jobs.iter().flat_map(|job| &job.shards).find(|shard| shard.id == pair.shard);
             self.send(&pair.worker, &granted, shard).await?;
             self.context.changes.notify(&granted.job);
+        }
+        if offers.iter().any(|offer| offer.free_slots > 0) {
+            self.speculate(&mut offers).await?;
         }
         for shard in jobs.iter().flat_map(|job| &job.shards).filter(|shard| shard.requirements.local) {
             let Ok(slot) = Arc::clone(&self.local_slots).try_acquire_owned() else { break };
@@ -201,6 +216,24 @@ impl Scheduler {
                 drop(slot);
                 context.scheduler.wake();
             });
+        }
+        Ok(())
+    }
+
+    /// Gives slots that nothing else wants to shards that lag.
+    async fn speculate(&self, offers: &mut [Offer]) -> Result<(), StoreError> {
+        let stragglers = self.context.store.stragglers().await?;
+        for pair in speculate(&stragglers, offers, self.context.config.speculate_after) {
+            let ttl = self.context.config.lease_ttl;
+            let Some(granted) = self.context.store.lease_again(&pair.shard, &pair.worker, ttl).await? else {
+                continue;
+            };
+            add(&self.context.metrics.leases_granted, 1);
+            add(&self.context.metrics.leases_speculative, 1);
+            let shard =
+                stragglers.iter().map(|straggler| &straggler.shard).find(|shard| shard.id == pair.shard);
+            self.send(&pair.worker, &granted, shard).await?;
+            self.context.changes.notify(&granted.job);
         }
         Ok(())
     }
@@ -289,7 +322,7 @@ async fn commit_local(
     output: crate::store::ShardOutput,
 ) -> Result<(), StoreError> {
     for artifact in &output.artifacts {
-        context.store.record_artifact(&artifact.id, artifact.size_bytes).await?;
+        context.record_artifact(&artifact.id, artifact.size_bytes).await?;
     }
     context.store.complete(&key(granted), output).await?;
     add(&context.metrics.shards_committed, 1);

@@ -9,6 +9,8 @@ pub(crate) const MAX_ATTEMPTS: u32 = 3;
 /// Infrastructure failures do not count as attempts; yet a shard that loses this many workers is taken for the
 /// cause, so that every job ends.
 pub(crate) const MAX_INTERRUPTIONS: u32 = 50;
+/// Workers that half of a shard which was taken for the cause may lose before it is cut again.
+const INTERRUPTIONS_OF_A_HALF: u32 = 2;
 /// Pause after the first failed attempt; doubles with each.
 pub(crate) const RETRY_BACKOFF: Duration = Duration::from_secs(1);
 /// Longest pause between attempts.
@@ -68,6 +70,34 @@ pub(crate) fn after_failure(
     (failures, Verdict::Retry { after: (policy.backoff * 2u32.pow(doublings)).min(MAX_BACKOFF) })
 }
 
+/// Whether a failure may be about single rows. A model that is not there, or a service out of reach, fails every row.
+pub(crate) fn is_about_rows(code: &str) -> bool {
+    const ABOUT_ALL: [&str; 9] = [
+        "not_found",
+        "bad_model",
+        "model_differs",
+        "unsupported",
+        "permission_denied",
+        "unauthenticated",
+        "unavailable",
+        "disk",
+        "transfer",
+    ];
+    !ABOUT_ALL.contains(&code)
+}
+
+/// With what a half of a shard that failed for good begins. The search for the row that fails shall end soon, so a half
+/// fails at once and is cut again; a row that stands alone gets all attempts before it is set aside.
+pub(crate) fn after_split(rows: u64, policy: &RetryPolicy) -> Failures {
+    if rows <= 1 {
+        return Failures::default();
+    }
+    Failures {
+        attempts: policy.max_attempts.saturating_sub(1),
+        interruptions: policy.max_interruptions.saturating_sub(INTERRUPTIONS_OF_A_HALF),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -100,5 +130,21 @@ mod tests {
         let (_, verdict) =
             after_failure(Failures { attempts: 0, interruptions: 40 }, FailureClass::Infrastructure, &long);
         assert_eq!(verdict, Verdict::Retry { after: MAX_BACKOFF });
+    }
+
+    #[test]
+    fn halves_fail_at_once_and_single_rows_get_every_chance() {
+        let policy = RetryPolicy { max_attempts: 3, max_interruptions: 50, backoff: Duration::from_secs(1) };
+        let half = after_split(64, &policy);
+        assert_eq!(after_failure(half, FailureClass::Attempt, &policy).1, Verdict::SetAside);
+        let (once, verdict) = after_failure(half, FailureClass::Infrastructure, &policy);
+        assert!(matches!(verdict, Verdict::Retry { .. }));
+        assert_eq!(after_failure(once, FailureClass::Infrastructure, &policy).1, Verdict::SetAside);
+        assert_eq!(after_split(1, &policy), Failures::default());
+        assert!(
+            is_about_rows("invalid_argument")
+                && is_about_rows("lease_expired")
+                && !is_about_rows("bad_model")
+        );
     }
 }

@@ -8,11 +8,17 @@
 use std::{
     cmp::Reverse,
     collections::{BTreeSet, HashSet},
+    time::Duration,
 };
 
 use cappy_proto::{ShardId, WorkerId};
 
-use crate::store::{PendingJob, PendingShard};
+use crate::store::{PendingJob, PendingShard, Straggler};
+
+/// A shard that is not done after this may be tried by a second worker.
+pub(crate) const SPECULATE_AFTER: Duration = Duration::from_secs(30);
+/// How many times longer than the others of its stage a shard takes before it lags.
+const SLOWNESS: u32 = 2;
 
 /// What a worker offers.
 #[derive(Clone, Debug)]
@@ -40,8 +46,9 @@ pub(crate) struct Candidate {
     pub(crate) worker: WorkerId,
 }
 
-/// Pairs pending shards with free slots. `jobs` are oldest first; shards that run on the coordinator are not looked at.
-pub(crate) fn place(jobs: &[PendingJob], mut offers: Vec<Offer>) -> Vec<Candidate> {
+/// Pairs pending shards with free slots, and takes the slots. `jobs` are oldest first; shards that run on the coordinator
+/// are not looked at.
+pub(crate) fn place(jobs: &[PendingJob], offers: &mut [Offer]) -> Vec<Candidate> {
     struct Queue<'a> {
         /// What goes first is least.
         rank: (Reverse<i32>, u32, i64),
@@ -72,6 +79,29 @@ pub(crate) fn place(jobs: &[PendingJob], mut offers: Vec<Offer>) -> Vec<Candidat
     placed
 }
 
+/// Pairs lagging shards with slots that nothing else wants: a shard that has taken `SLOWNESS` times what the others of its
+/// stage took, and not less than `floor`, is tried by a second worker too. Not where answers are paid for.
+pub(crate) fn speculate(stragglers: &[Straggler], offers: &mut [Offer], floor: Duration) -> Vec<Candidate> {
+    let mut pairs = Vec::new();
+    for straggler in stragglers {
+        let shard = &straggler.shard;
+        let late = straggler.held >= floor && straggler.held >= straggler.expected.saturating_mul(SLOWNESS);
+        if !late || shard.requirements.endpoint {
+            continue;
+        }
+        let best = offers
+            .iter_mut()
+            .filter(|offer| offer.free_slots > 0 && offer.can_run(shard))
+            .filter(|offer| shard.last_worker.as_ref() != Some(&offer.worker))
+            .max_by(|a, b| preference(a, shard).cmp(&preference(b, shard)));
+        if let Some(offer) = best {
+            offer.free_slots -= 1;
+            pairs.push(Candidate { shard: shard.id.clone(), worker: offer.worker.clone() });
+        }
+    }
+    pairs
+}
+
 /// Greater is better; the id makes the choice the same each time.
 fn preference<'a>(
     offer: &'a Offer,
@@ -89,6 +119,8 @@ fn preference<'a>(
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
     use crate::store::Requirements;
 
@@ -118,10 +150,10 @@ mod tests {
     fn jobs_share_slots_evenly_and_the_older_goes_first() {
         let (old, new) = (plain(5), plain(5));
         let jobs = [job(1, 0, old.clone()), job(2, 0, new.clone())];
-        let placed: Vec<ShardId> = place(&jobs, vec![offer(3)]).into_iter().map(|pair| pair.shard).collect();
+        let placed: Vec<ShardId> = place(&jobs, &mut [offer(3)]).into_iter().map(|pair| pair.shard).collect();
         assert_eq!(placed, [old[0].id.clone(), new[0].id.clone(), old[1].id.clone()]);
         let jobs = [job(1, 4, old.clone()), job(2, 1, new.clone())];
-        let placed: Vec<ShardId> = place(&jobs, vec![offer(2)]).into_iter().map(|pair| pair.shard).collect();
+        let placed: Vec<ShardId> = place(&jobs, &mut [offer(2)]).into_iter().map(|pair| pair.shard).collect();
         assert_eq!(placed, [new[0].id.clone(), new[1].id.clone()], "the job with less running catches up");
     }
 
@@ -136,8 +168,8 @@ mod tests {
         has_inputs.artifacts = ["a".to_owned()].into();
         has_model.resident = ["m".to_owned()].into();
         let jobs = [job(1, 0, vec![shard(wants.clone()), shard(wants.clone()), shard(wants)])];
-        let offers = vec![idle.clone(), has_inputs.clone(), has_model.clone()];
-        let workers: Vec<WorkerId> = place(&jobs, offers).into_iter().map(|pair| pair.worker).collect();
+        let mut offers = [idle.clone(), has_inputs.clone(), has_model.clone()];
+        let workers: Vec<WorkerId> = place(&jobs, &mut offers).into_iter().map(|pair| pair.worker).collect();
         assert_eq!(workers, [has_model.worker, has_inputs.worker.clone(), has_inputs.worker]);
     }
 
@@ -147,7 +179,7 @@ mod tests {
         let local = Requirements { local: true, ..Default::default() };
         let candle = offer(1);
         let jobs = [job(1, 0, vec![shard(wants), shard(local)]), job(2, 0, plain(1))];
-        let placed = place(&jobs, vec![candle.clone()]);
+        let placed = place(&jobs, &mut [candle.clone()]);
         assert_eq!(placed.len(), 1, "the shard that nobody can run does not hold up the next job");
         assert_eq!(placed[0].shard, jobs[1].shards[0].id);
 
@@ -155,8 +187,115 @@ mod tests {
         let mut failed = shard(Requirements::default());
         failed.last_worker = Some(first.worker.clone());
         let jobs = [job(1, 0, vec![failed])];
-        let placed = place(&jobs, vec![first.clone(), second.clone()]);
+        let placed = place(&jobs, &mut [first.clone(), second.clone()]);
         assert_eq!(placed[0].worker, second.worker);
-        assert_eq!(place(&jobs, vec![first.clone()])[0].worker, first.worker);
+        assert_eq!(place(&jobs, &mut [first.clone()])[0].worker, first.worker);
+    }
+
+    #[test]
+    fn the_last_shards_of_a_stage_are_tried_by_an_idle_worker_when_they_lag() {
+        let holder = WorkerId::generate();
+        let straggler = |held, expected, endpoint| Straggler {
+            shard: PendingShard {
+                id: ShardId::generate(),
+                requirements: Requirements { endpoint, ..Default::default() },
+                last_worker: Some(holder.clone()),
+            },
+            held: Duration::from_secs(held),
+            expected: Duration::from_secs(expected),
+        };
+        let floor = Duration::from_secs(30);
+        let late = straggler(60, 20, false);
+        let shards =
+            [late.clone(), straggler(60, 40, false), straggler(20, 1, false), straggler(60, 1, true)];
+        let mut offers = [offer(2), Offer { worker: holder.clone(), ..offer(4) }];
+        let pairs = speculate(&shards, &mut offers, floor);
+        assert_eq!(pairs, [Candidate { shard: late.shard.id.clone(), worker: offers[0].worker.clone() }]);
+        assert_eq!(offers[0].free_slots, 1);
+        assert_eq!(speculate(&shards, &mut offers[1..], floor), [], "not by the one that lags");
+    }
+
+    /// Jobs as (priority, shards running, shards pending), some of which only some workers can run.
+    fn snapshot() -> impl Strategy<Value = Vec<(i32, u32, Vec<bool>)>> {
+        proptest::collection::vec((-1..2i32, 0..4u32, proptest::collection::vec(any::<bool>(), 0..8)), 0..6)
+    }
+
+    fn jobs_of(snapshot: &[(i32, u32, Vec<bool>)]) -> Vec<PendingJob> {
+        let shard_for = |libtorch: &bool| {
+            let backend = if *libtorch { "libtorch" } else { "candle" };
+            shard(Requirements { backend: backend.into(), ..Default::default() })
+        };
+        snapshot
+            .iter()
+            .enumerate()
+            .map(|(order, (priority, leased, shards))| PendingJob {
+                job: order as i64,
+                priority: *priority,
+                leased: *leased,
+                shards: shards.iter().map(shard_for).collect(),
+            })
+            .collect()
+    }
+
+    proptest! {
+        #[test]
+        fn slots_are_used_once_and_never_idle_beside_work_or_given_to_the_less_urgent(
+            snapshot in snapshot(), slots in proptest::collection::vec((0..4u32, any::<bool>()), 0..4)
+        ) {
+            let jobs = jobs_of(&snapshot);
+            let mut offers: Vec<Offer> = slots
+                .iter()
+                .map(|(slots, both)| {
+                    let mut offer = offer(*slots);
+                    offer.backends.extend(both.then(|| "libtorch".to_owned()));
+                    offer
+                })
+                .collect();
+            let before: u32 = offers.iter().map(|offer| offer.free_slots).sum();
+            let placed = place(&jobs, &mut offers);
+            let after: u32 = offers.iter().map(|offer| offer.free_slots).sum();
+            prop_assert_eq!(placed.len() as u32, before - after);
+            let taken: HashSet<&ShardId> = placed.iter().map(|pair| &pair.shard).collect();
+            prop_assert_eq!(taken.len(), placed.len());
+            let left = |job: &PendingJob| job.shards.iter().filter(|shard| !taken.contains(&shard.id)).cloned().collect();
+            for job in &jobs {
+                let left: Vec<PendingShard> = left(job);
+                for shard in &left {
+                    prop_assert!(offers.iter().all(|offer| offer.free_slots == 0 || !offer.can_run(shard)));
+                }
+                // Whoever was passed over: nobody less urgent got a slot that could have run it.
+                for pair in &placed {
+                    let got = jobs.iter().find(|job| job.shards.iter().any(|shard| shard.id == pair.shard)).unwrap();
+                    let offer = offers.iter().find(|offer| offer.worker == pair.worker).unwrap();
+                    let passed_over = left.iter().any(|shard| offer.can_run(shard));
+                    prop_assert!(got.priority >= job.priority || !passed_over);
+                }
+            }
+        }
+
+        #[test]
+        fn equals_share_evenly_and_none_starves(
+            leased in proptest::collection::vec(0..4u32, 1..6), slots in 0..30u32
+        ) {
+            let pending = 40;
+            let jobs: Vec<PendingJob> =
+                leased.iter().enumerate().map(|(order, leased)| job(order as i64, *leased, plain(pending))).collect();
+            let placed = place(&jobs, &mut [offer(slots)]);
+            let running: Vec<u32> = jobs
+                .iter()
+                .map(|job| {
+                    let got = placed.iter().filter(|pair| job.shards.iter().any(|shard| shard.id == pair.shard));
+                    job.leased + got.count() as u32
+                })
+                .collect();
+            let most = *running.iter().max().unwrap();
+            for (job, running) in jobs.iter().zip(&running) {
+                prop_assert!(*running + 1 >= most || *running == job.leased + slots || most == *leased.iter().max().unwrap());
+                // With a slot for each job that has less than the others, each gets one.
+                if job.leased == 0 && slots as usize >= jobs.len() {
+                    prop_assert!(*running > 0);
+                }
+            }
+        }
     }
 }

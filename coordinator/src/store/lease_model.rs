@@ -17,6 +17,8 @@ const SHARDS: usize = 3;
 enum Action {
     /// Lease the n-th shard.
     Lease(usize),
+    /// Lease it a second time.
+    LeaseAgain(usize),
     /// Act on the n-th lease ever granted.
     Complete(usize),
     Fail(usize, FailureClass),
@@ -34,6 +36,7 @@ fn action() -> impl Strategy<Value = Action> {
     ];
     prop_oneof![
         6 => (0..SHARDS).prop_map(Action::Lease),
+        4 => (0..SHARDS).prop_map(Action::LeaseAgain),
         5 => (0..12usize).prop_map(Action::Complete),
         3 => ((0..12usize), class).prop_map(|(lease, class)| Action::Fail(lease, class)),
         3 => (0..12usize).prop_map(Action::Extend),
@@ -42,16 +45,13 @@ fn action() -> impl Strategy<Value = Action> {
     ]
 }
 
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 enum Is {
     Pending {
         not_before: u64,
     },
-    /// By the n-th lease.
-    Leased {
-        lease: usize,
-        deadline: u64,
-    },
+    /// Leases by number, with their deadlines.
+    Leased(Vec<(usize, u64)>),
     Committed {
         lease: usize,
     },
@@ -86,10 +86,11 @@ impl Model {
 
     fn holds(&self, lease: usize) -> Option<usize> {
         let (shard, _) = *self.leases.get(lease)?;
-        matches!(self.shards[shard], Is::Leased { lease: held, .. } if held == lease).then_some(shard)
+        let Is::Leased(held) = &self.shards[shard] else { return None };
+        held.iter().any(|(held, _)| *held == lease).then_some(shard)
     }
 
-    fn fail(&mut self, shard: usize, class: FailureClass, expired: bool) {
+    fn fail(&mut self, shard: usize, lease: usize, class: FailureClass, expired: bool) {
         match class {
             FailureClass::Infrastructure => self.interruptions[shard] += 1,
             _ => self.attempts[shard] += 1,
@@ -103,7 +104,12 @@ impl Model {
             _ => self.attempts[shard],
         };
         let pause = if expired { 0 } else { (1u64 << (count - 1).min(16)).min(60) };
-        self.shards[shard] = Is::Pending { not_before: self.now + pause };
+        if let Is::Leased(held) = &mut self.shards[shard] {
+            held.retain(|(held, _)| *held != lease);
+            if held.is_empty() {
+                self.shards[shard] = Is::Pending { not_before: self.now + pause };
+            }
+        }
     }
 
     fn end_all(&mut self) {
@@ -141,7 +147,28 @@ async fn follow(store: SqliteStore, actions: Vec<Action>) {
                 assert!(before.is_none_or(|token| token < granted.fencing_token), "tokens only grow");
                 assert_eq!(granted.attempt, model.attempts[shard] + 1);
                 let deadline = model.now + TTL.as_secs();
-                model.shards[shard] = Is::Leased { lease: model.leases.len(), deadline };
+                model.shards[shard] = Is::Leased(vec![(model.leases.len(), deadline)]);
+                model.leases.push((shard, false));
+                keys.push(LeaseKey {
+                    lease: granted.lease,
+                    fencing_token: granted.fencing_token,
+                    shard: granted.shard,
+                });
+            }
+            Action::LeaseAgain(shard) => {
+                let granted = store.lease_again(&ids[shard], &WorkerId::generate(), TTL).await.unwrap();
+                let number = model.leases.len();
+                let deadline = model.now + TTL.as_secs();
+                match &mut model.shards[shard] {
+                    Is::Leased(held) if held.len() == 1 && model.open => held.push((number, deadline)),
+                    _ => {
+                        assert!(granted.is_none());
+                        continue;
+                    }
+                }
+                let granted = granted.expect("one lease is held");
+                let before = tokens.insert(ids[shard].clone(), granted.fencing_token);
+                assert!(before.is_some_and(|token| token < granted.fencing_token), "tokens only grow");
                 model.leases.push((shard, false));
                 keys.push(LeaseKey {
                     lease: granted.lease,
@@ -169,7 +196,7 @@ async fn follow(store: SqliteStore, actions: Vec<Action>) {
                 if let Some(shard) = model.holds(lease) {
                     told.unwrap();
                     model.leases[lease].1 = true;
-                    model.fail(shard, class, false);
+                    model.fail(shard, lease, class, false);
                 } else if model.leases[lease].1 {
                     assert_eq!(told.unwrap(), FailOutcome::default());
                 } else {
@@ -181,17 +208,35 @@ async fn follow(store: SqliteStore, actions: Vec<Action>) {
                 let held =
                     store.extend(&WorkerId::generate(), std::slice::from_ref(&key.lease), TTL).await.unwrap();
                 assert_eq!(held.len(), usize::from(model.holds(lease).is_some()));
-                if let Some(shard) = model.holds(lease) {
-                    model.shards[shard] = Is::Leased { lease, deadline: model.now + TTL.as_secs() };
+                let until = model.now + TTL.as_secs();
+                if let Some(shard) = model.holds(lease)
+                    && let Is::Leased(held) = &mut model.shards[shard]
+                {
+                    held.iter_mut()
+                        .filter(|(held, _)| *held == lease)
+                        .for_each(|(_, deadline)| *deadline = until);
                 }
             }
             Action::Sweep(seconds) => {
                 store.clock().advance(Duration::from_secs(seconds));
                 model.now += seconds;
                 store.expire(&retry()).await.unwrap();
-                for shard in 0..SHARDS {
-                    if matches!(model.shards[shard], Is::Leased { deadline, .. } if deadline <= model.now) {
-                        model.fail(shard, FailureClass::Infrastructure, true);
+                let due: Vec<(usize, usize)> = model
+                    .shards
+                    .iter()
+                    .enumerate()
+                    .flat_map(|(shard, is)| match is {
+                        Is::Leased(held) => held
+                            .iter()
+                            .filter(|(_, deadline)| *deadline <= model.now)
+                            .map(|(lease, _)| (shard, *lease))
+                            .collect(),
+                        _ => Vec::new(),
+                    })
+                    .collect();
+                for (shard, lease) in due {
+                    if model.holds(lease).is_some() {
+                        model.fail(shard, lease, FailureClass::Infrastructure, true);
                     }
                 }
             }

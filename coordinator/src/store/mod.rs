@@ -37,14 +37,18 @@ pub(crate) trait JobStore: Send + Sync + 'static {
     async fn active_jobs(&self) -> Result<Vec<JobId>>;
     /// Ends a job that has not ended as `cancelled`; takes its leases back. False: it had ended before.
     async fn cancel(&self, id: &JobId) -> Result<(bool, Vec<Revoked>)>;
-    /// Stops or resumes the granting of leases. False: it was so before. An ended job is refused.
-    async fn set_paused(&self, id: &JobId, paused: bool) -> Result<bool>;
+    /// Pauses or resumes a job. Pausing takes the workers' leases back: their shards wait again, and no attempt is
+    /// counted. False: it was so before. An ended job is refused.
+    async fn set_paused(&self, id: &JobId, paused: bool) -> Result<(bool, Vec<Revoked>)>;
     /// Forgets an ended job, and with it the model that it made unless another job made the same. Refused while the job
     /// has not ended, and while another that has not ended needs the model. Returns the models that are gone.
     async fn delete(&self, id: &JobId) -> Result<Vec<ModelId>>;
 
-    /// Applies the planner's steps in one transaction.
-    async fn apply(&self, job: &JobId, steps: Vec<Step>) -> Result<Vec<Revoked>>;
+    /// Applies the planner's steps in one transaction. A stage whose fingerprint another job computes right now does
+    /// not open: it waits for that job's.
+    async fn apply(&self, job: &JobId, steps: Vec<Step>) -> Result<Applied>;
+    /// Jobs with such a waiting stage.
+    async fn waiting_for_others(&self) -> Result<Vec<JobId>>;
     /// Outputs of a committed stage with this fingerprint.
     async fn reusable(&self, fingerprint: &str) -> Result<Option<StageOutputs>>;
     /// Forgets such outputs, because an artifact of theirs is gone.
@@ -55,13 +59,20 @@ pub(crate) trait JobStore: Send + Sync + 'static {
     async fn pending(&self, per_job: u32) -> Result<Vec<PendingJob>>;
     /// Leases a pending shard. None: somebody else was faster, or its job is paused or ended.
     async fn lease(&self, shard: &ShardId, worker: &WorkerId, ttl: Duration) -> Result<Option<Granted>>;
+    /// Shards that may lag: see [`Straggler`].
+    async fn stragglers(&self) -> Result<Vec<Straggler>>;
+    /// Leases a shard that one other worker holds a second time. None: it is no longer so.
+    async fn lease_again(&self, shard: &ShardId, worker: &WorkerId, ttl: Duration)
+    -> Result<Option<Granted>>;
     /// Prolongs leases, which become `worker`'s. Leases that are not answered are held no more.
     async fn extend(&self, worker: &WorkerId, leases: &[LeaseId], ttl: Duration) -> Result<Vec<Held>>;
     /// Brings the deadline of a lost worker's leases forward to `grace` from now.
     async fn shorten(&self, worker: &WorkerId, grace: Duration) -> Result<()>;
-    /// Commits a shard, once. A repetition is answered alike; any other late completion is `Fenced`.
+    /// Commits a shard, once, and ends its other lease. A repetition is answered alike; any other late completion is
+    /// `Fenced`.
     async fn complete(&self, key: &LeaseKey, output: ShardOutput) -> Result<Completed>;
-    /// Ends an attempt that failed. A repetition changes nothing; a late one is `Fenced`.
+    /// Ends an attempt that failed. A shard of rows that can be spared and that has failed for good is cut in halves, and
+    /// its single rows that fail are set aside; any other ends its stage. A repetition changes nothing; a late one is `Fenced`.
     async fn fail(&self, key: &LeaseKey, failure: AttemptFailure, retry: &RetryPolicy)
     -> Result<FailOutcome>;
     /// Takes back leases whose deadline has passed.
@@ -76,9 +87,17 @@ pub(crate) trait JobStore: Send + Sync + 'static {
     async fn record_artifact(&self, id: &str, size_bytes: u64) -> Result<()>;
     /// Size of a known artifact.
     async fn artifact(&self, id: &str) -> Result<Option<u64>>;
+    /// Size of a known artifact that somebody is about to use.
+    async fn touch_artifact(&self, id: &str) -> Result<Option<u64>>;
+    /// Forgets up to `limit` artifacts that no job holds and that nobody has been about to use for `grace`.
+    async fn take_garbage(&self, grace: Duration, limit: u32) -> Result<Vec<String>>;
+    /// Bytes of all known artifacts.
+    async fn stored_bytes(&self) -> Result<u64>;
+    /// Ended jobs with the bytes that removing each would free, most first.
+    async fn heaviest_jobs(&self, limit: u32) -> Result<Vec<(JobId, u64)>>;
 
     /// A job's history after entry `after`, oldest first.
-    async fn events(&self, job: &JobId, after: i64, limit: u32) -> Result<Vec<Event>>;
+    async fn events(&self, job: &JobId, after: i64, limit: u32, only: &EventFilter) -> Result<Vec<Event>>;
     /// Leases that workers hold.
     async fn count_leased(&self) -> Result<u64>;
     /// Counts for the metrics: jobs by state.

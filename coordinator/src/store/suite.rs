@@ -23,6 +23,12 @@ macro_rules! job_store_suite {
             a_paused_job_gets_no_leases,
             only_ended_jobs_are_deleted,
             unknown_artifacts_are_not_committed,
+            a_lagging_shard_is_leased_twice_and_the_first_commit_wins,
+            the_row_that_fails_is_found_and_the_others_go_on,
+            a_stage_with_too_many_bad_rows_fails,
+            two_jobs_compute_the_same_stage_once,
+            artifacts_live_as_long_as_a_job_holds_them,
+            history_is_told_by_stage_and_shard,
             a_trained_model_is_registered_once_and_goes_with_its_last_maker,
         );
         #[tokio::test]
@@ -62,6 +68,7 @@ pub(super) fn new_job(key: Option<&str>, stages: usize) -> NewJob {
         title: "a title".into(),
         spec: b"spec".to_vec(),
         priority: 0,
+        inputs: Vec::new(),
         models: Vec::new(),
         stages: (0..stages)
             .map(|index| NewStage {
@@ -193,7 +200,10 @@ pub(super) async fn stages_open_commit_and_are_reused(store: &dyn JobStore, _: &
 
     // The second shard is done first; outputs stand in the shards' order nevertheless.
     let done = store.complete(&key(&second), output(store, "b").await).await.unwrap();
-    assert_eq!(done, Completed { newly_committed: true, job: job.clone(), stage_ended: false });
+    assert_eq!(
+        done,
+        Completed { newly_committed: true, job: job.clone(), stage_ended: false, revoked: vec![] }
+    );
     assert!(store.reusable("fp").await.unwrap().is_none());
     let done = store.complete(&key(&first), output(store, "a").await).await.unwrap();
     assert!(done.stage_ended);
@@ -216,12 +226,17 @@ pub(super) async fn stages_open_commit_and_are_reused(store: &dyn JobStore, _: &
     store.forget_outputs("fp").await.unwrap();
     assert!(store.reusable("fp").await.unwrap().is_none());
 
-    let log: Vec<String> =
-        store.events(&job, 0, 100).await.unwrap().into_iter().map(|event| event.message).collect();
+    let log: Vec<String> = store
+        .events(&job, 0, 100, &EventFilter::default())
+        .await
+        .unwrap()
+        .into_iter()
+        .map(|event| event.message)
+        .collect();
     assert_eq!(log[0], "submitted: 2 stages");
     assert!(log.iter().any(|line| line.starts_with("shard 2 of 2 committed")), "{log:?}");
     assert_eq!(log.last().unwrap(), "succeeded");
-    let tail = store.events(&job, 2, 1).await.unwrap();
+    let tail = store.events(&job, 2, 1, &EventFilter::default()).await.unwrap();
     assert_eq!((tail.len(), &tail[0].message), (1, &log[2]));
 }
 
@@ -244,7 +259,10 @@ pub(super) async fn a_shard_commits_exactly_once(store: &dyn JobStore, _: &impl 
     assert!(store.complete(&key(&granted), made.clone()).await.unwrap().newly_committed);
     for _ in 0..2 {
         let again = store.complete(&key(&granted), made.clone()).await.unwrap();
-        assert_eq!(again, Completed { newly_committed: false, job: job.clone(), stage_ended: false });
+        assert_eq!(
+            again,
+            Completed { newly_committed: false, job: job.clone(), stage_ended: false, revoked: vec![] }
+        );
     }
     let late = store.fail(&key(&granted), failure(FailureClass::Attempt), &retry()).await.unwrap_err();
     assert!(matches!(late, StoreError::Fenced { .. }), "{late}");
@@ -362,15 +380,20 @@ pub(super) async fn cancel_and_completion_have_one_winner(store: &dyn JobStore, 
 pub(super) async fn a_paused_job_gets_no_leases(store: &dyn JobStore, _: &impl Fn(Duration)) {
     let (job, granted) = running_job(store, 2).await;
     let pending = store.pending(10).await.unwrap()[0].shards[0].id.clone();
-    assert!(store.set_paused(&job, true).await.unwrap());
-    assert!(!store.set_paused(&job, true).await.unwrap());
+    let (paused, revoked) = store.set_paused(&job, true).await.unwrap();
+    assert!(paused);
+    assert_eq!(revoked.iter().map(|lease| &lease.lease).collect::<Vec<_>>(), [&granted.lease]);
+    assert!(!store.set_paused(&job, true).await.unwrap().0);
     assert!(store.pending(10).await.unwrap().is_empty());
     assert!(store.lease(&pending, &WorkerId::generate(), TTL).await.unwrap().is_none());
-    assert!(store.complete(&key(&granted), output(store, "a").await).await.unwrap().newly_committed);
+    let late = store.complete(&key(&granted), output(store, "a").await).await;
+    assert!(matches!(late, Err(StoreError::Fenced { .. })), "what was taken back does not commit");
     assert_eq!(store.job(&job).await.unwrap().row.state, JobState::Paused);
-    assert!(store.set_paused(&job, false).await.unwrap());
+    assert!(store.set_paused(&job, false).await.unwrap().0);
     assert_eq!(store.job(&job).await.unwrap().row.state, JobState::Running);
-    assert!(store.lease(&pending, &WorkerId::generate(), TTL).await.unwrap().is_some());
+    let again = store.lease(&granted.shard, &WorkerId::generate(), TTL).await.unwrap().unwrap();
+    assert_eq!(again.attempt, 1, "being paused is no attempt");
+    assert!(store.complete(&key(&again), output(store, "a").await).await.unwrap().newly_committed);
 }
 
 pub(super) async fn only_ended_jobs_are_deleted(store: &dyn JobStore, _: &impl Fn(Duration)) {
@@ -380,7 +403,7 @@ pub(super) async fn only_ended_jobs_are_deleted(store: &dyn JobStore, _: &impl F
     store.delete(&job).await.unwrap();
     assert!(matches!(store.job(&job).await, Err(StoreError::NotFound { .. })));
     assert!(matches!(store.delete(&job).await, Err(StoreError::NotFound { .. })));
-    assert!(store.events(&job, 0, 10).await.unwrap().is_empty());
+    assert!(store.events(&job, 0, 10, &EventFilter::default()).await.unwrap().is_empty());
 }
 
 pub(super) async fn unknown_artifacts_are_not_committed(store: &dyn JobStore, _: &impl Fn(Duration)) {
@@ -398,6 +421,226 @@ pub(super) async fn unknown_artifacts_are_not_committed(store: &dyn JobStore, _:
     assert_eq!(shard_of(store, &job).await.shards_done, 0);
     let made = ShardOutput { artifacts: vec![artifact("known", 7)], ..Default::default() };
     assert!(store.complete(&key(&granted), made).await.unwrap().newly_committed);
+}
+
+pub(super) async fn a_lagging_shard_is_leased_twice_and_the_first_commit_wins(
+    store: &dyn JobStore,
+    advance: &impl Fn(Duration),
+) {
+    let slow = WorkerId::generate();
+    let (job, first) = running_job(store, 2).await;
+    advance(Duration::from_secs(4));
+    assert!(store.stragglers().await.unwrap().is_empty(), "its stage has a shard that waits");
+    let lagging = grant_one(store, &slow).await.unwrap();
+    assert!(store.stragglers().await.unwrap().is_empty(), "nothing is known of the stage's speed yet");
+    store.complete(&key(&first), output(store, "a").await).await.unwrap();
+    advance(Duration::from_secs(20));
+    let stragglers = store.stragglers().await.unwrap();
+    assert_eq!(stragglers.len(), 1);
+    assert_eq!(
+        (&stragglers[0].shard.id, &stragglers[0].shard.last_worker),
+        (&lagging.shard, &Some(slow.clone()))
+    );
+    assert_eq!((stragglers[0].held.as_secs(), stragglers[0].expected.as_secs()), (20, 4));
+
+    assert!(store.lease_again(&lagging.shard, &slow, TTL).await.unwrap().is_none(), "not by the same worker");
+    let second = store.lease_again(&lagging.shard, &WorkerId::generate(), TTL).await.unwrap().unwrap();
+    assert!(second.fencing_token > lagging.fencing_token);
+    assert!(
+        store.lease_again(&lagging.shard, &WorkerId::generate(), TTL).await.unwrap().is_none(),
+        "two are enough"
+    );
+    assert!(store.stragglers().await.unwrap().is_empty());
+
+    // One of the two fails, the other goes on; then both run again and the later one is faster.
+    store.fail(&key(&second), failure(FailureClass::Attempt), &retry()).await.unwrap();
+    assert!(store.pending(10).await.unwrap().is_empty(), "the first still has it");
+    let third = store.lease_again(&lagging.shard, &WorkerId::generate(), TTL).await.unwrap().unwrap();
+    let done = store.complete(&key(&third), output(store, "b").await).await.unwrap();
+    assert!(done.newly_committed && done.stage_ended);
+    assert_eq!(done.revoked.iter().map(|lease| &lease.lease).collect::<Vec<_>>(), [&lagging.lease]);
+    let late = store.complete(&key(&lagging), output(store, "c").await).await;
+    assert!(matches!(late, Err(StoreError::Fenced { .. })));
+    assert!(!store.complete(&key(&third), output(store, "b").await).await.unwrap().newly_committed);
+    assert_eq!(shard_of(store, &job).await.shards_done, 2);
+    assert_eq!(store.count_leased().await.unwrap(), 0);
+}
+
+/// A job of one stage over `count` rows in one shard, of which it can spare some.
+async fn row_job(store: &dyn JobStore, count: u64) -> JobId {
+    let mut job = new_job(None, 1);
+    job.stages[0].spares_rows = true;
+    let id = job.id.clone();
+    store.submit(job).await.unwrap();
+    let rows = Some(RowRange { start: 0, end: count });
+    let shard = NewShard { units: count, rows, ..shards(1).remove(0) };
+    let open = Step::Open { stage: 0, fingerprint: Some("rows".into()), shards: vec![shard] };
+    store.apply(&id, vec![open]).await.unwrap();
+    id
+}
+
+/// Works until nothing is pending; shards with a row that `fails` fail.
+async fn work(
+    store: &dyn JobStore,
+    advance: &impl Fn(Duration),
+    class: FailureClass,
+    fails: impl Fn(u64) -> bool,
+) {
+    for _ in 0..10_000 {
+        advance(Duration::from_secs(60));
+        let Some(granted) = grant_one(store, &WorkerId::generate()).await else { return };
+        let rows = granted.rows.unwrap();
+        assert_eq!(granted.units, rows.len());
+        if (rows.start..rows.end).any(&fails) {
+            store.fail(&key(&granted), failure(class), &retry()).await.unwrap();
+        } else {
+            let made = output(store, &format!("rows {}-{}", rows.start, rows.end)).await;
+            store.complete(&key(&granted), made).await.unwrap();
+        }
+    }
+    panic!("it does not end");
+}
+
+pub(super) async fn the_row_that_fails_is_found_and_the_others_go_on(
+    store: &dyn JobStore,
+    advance: &impl Fn(Duration),
+) {
+    for class in [FailureClass::Attempt, FailureClass::Permanent, FailureClass::Infrastructure] {
+        let job = row_job(store, 100).await;
+        work(store, advance, class, |row| row == 17 || row == 70).await;
+        let record = store.job(&job).await.unwrap();
+        let stage = &record.stages[0];
+        assert_eq!(
+            (stage.state, stage.message.as_str()),
+            (StageState::Succeeded, "2 rows set aside"),
+            "{class:?}"
+        );
+        let lost: Vec<RowRange> = record.failures.iter().map(|failure| failure.rows.unwrap()).collect();
+        assert_eq!(lost, [17, 70].map(|row| RowRange { start: row, end: row + 1 }));
+        let outputs = stage.outputs.clone().unwrap();
+        assert_eq!(outputs.iter().map(|shard| shard.units.unwrap()).sum::<u64>(), 98);
+        // In the order of the rows, however they were cut.
+        let starts: Vec<u64> = outputs
+            .iter()
+            .map(|shard| shard.artifacts[0].id["rows ".len()..].split('-').next().unwrap().parse().unwrap())
+            .collect();
+        assert!(starts.is_sorted(), "{starts:?}");
+        assert!(store.reusable("rows").await.unwrap().is_none(), "what lacks rows is not reused");
+        store.cancel(&job).await.unwrap();
+    }
+    let job = row_job(store, 1).await;
+    work(store, advance, FailureClass::Permanent, |_| true).await;
+    assert_eq!(shard_of(store, &job).await.state, StageState::Failed, "nothing is left");
+}
+
+pub(super) async fn a_stage_with_too_many_bad_rows_fails(store: &dyn JobStore, advance: &impl Fn(Duration)) {
+    let job = row_job(store, 400).await;
+    work(store, advance, FailureClass::Permanent, |_| true).await;
+    let stage = shard_of(store, &job).await;
+    assert_eq!(stage.state, StageState::Failed);
+    assert!(stage.message.starts_with("more than 100 rows failed"), "{}", stage.message);
+
+    // What is about the model is about every row.
+    let job = row_job(store, 400).await;
+    let granted = grant_one(store, &WorkerId::generate()).await.unwrap();
+    let broken = AttemptFailure { code: "bad_model".into(), ..failure(FailureClass::Permanent) };
+    assert_eq!(store.fail(&key(&granted), broken, &retry()).await.unwrap().ended, std::slice::from_ref(&job));
+    assert_eq!(shard_of(store, &job).await.state, StageState::Failed);
+}
+
+pub(super) async fn two_jobs_compute_the_same_stage_once(store: &dyn JobStore, _: &impl Fn(Duration)) {
+    let (first, granted) = running_job(store, 1).await;
+    let mut second = new_job(None, 2);
+    second.priority = 7;
+    let second_id = second.id.clone();
+    store.submit(second).await.unwrap();
+    let applied = store.apply(&second_id, vec![open_step(0, Some("fp"), 1)]).await.unwrap();
+    assert!(!applied.progressed);
+    let stage = shard_of(store, &second_id).await;
+    assert_eq!(stage.state, StageState::Waiting);
+    assert_eq!(stage.message, format!("waits for job {first}, which computes the same"));
+    assert_eq!(store.waiting_for_others().await.unwrap(), std::slice::from_ref(&second_id));
+    let third = new_job(None, 1);
+    let third_id = third.id.clone();
+    store.submit(third).await.unwrap();
+    assert!(store.apply(&third_id, vec![open_step(0, Some("else"), 1)]).await.unwrap().progressed);
+
+    // A paused job is not waited for; neither is one that failed.
+    store.set_paused(&first, true).await.unwrap();
+    assert!(matches!(
+        store.complete(&key(&granted), ShardOutput::default()).await,
+        Err(StoreError::Fenced { .. })
+    ));
+    store.set_paused(&first, false).await.unwrap();
+    let pending = store.pending(10).await.unwrap();
+    assert_eq!(
+        pending.iter().map(|job| job.priority).collect::<Vec<_>>(),
+        [7, 0],
+        "it is as urgent as who waits"
+    );
+    let granted = store.lease(&granted.shard, &WorkerId::generate(), TTL).await.unwrap().unwrap();
+    store.fail(&key(&granted), failure(FailureClass::Permanent), &retry()).await.unwrap();
+    assert!(store.apply(&second_id, vec![open_step(0, Some("fp"), 1)]).await.unwrap().progressed);
+    let stage = shard_of(store, &second_id).await;
+    assert_eq!((stage.state, stage.message.as_str()), (StageState::Running, ""));
+    assert!(store.waiting_for_others().await.unwrap().is_empty());
+}
+
+pub(super) async fn artifacts_live_as_long_as_a_job_holds_them(
+    store: &dyn JobStore,
+    advance: &impl Fn(Duration),
+) {
+    let grace = Duration::from_secs(60);
+    for id in ["input", "unused"] {
+        store.record_artifact(id, 100).await.unwrap();
+    }
+    let mut job = new_job(None, 2);
+    job.inputs = vec!["input".into()];
+    let first = job.id.clone();
+    store.submit(job).await.unwrap();
+    let mut missing = new_job(None, 1);
+    missing.inputs = vec!["nowhere".into()];
+    assert!(matches!(store.submit(missing).await, Err(StoreError::UnknownArtifact { .. })));
+    store.apply(&first, vec![open_step(0, Some("fp"), 1)]).await.unwrap();
+    let granted = grant_one(store, &WorkerId::generate()).await.unwrap();
+    store.complete(&key(&granted), output(store, "made").await).await.unwrap();
+    assert_eq!(store.stored_bytes().await.unwrap(), 207);
+
+    let mut second = new_job(None, 1);
+    second.inputs = vec!["input".into()];
+    let second_id = second.id.clone();
+    store.submit(second).await.unwrap();
+    assert!(store.take_garbage(grace, 10).await.unwrap().is_empty(), "an upload may yet be used");
+    advance(grace / 2);
+    assert_eq!(store.touch_artifact("unused").await.unwrap(), Some(100));
+    advance(grace / 2);
+    assert!(store.take_garbage(grace, 10).await.unwrap().is_empty(), "somebody asked for it");
+    advance(grace / 2);
+    assert_eq!(store.take_garbage(grace, 10).await.unwrap(), ["unused"]);
+
+    store.cancel(&first).await.unwrap();
+    assert_eq!(store.heaviest_jobs(5).await.unwrap(), [(first.clone(), 7)], "the input would stay");
+    assert!(store.reusable("fp").await.unwrap().is_some());
+    store.delete(&first).await.unwrap();
+    assert!(store.reusable("fp").await.unwrap().is_none(), "what nobody holds cannot be reused");
+    assert_eq!(store.take_garbage(grace, 10).await.unwrap(), ["made"], "at once: nobody is about to use it");
+    store.cancel(&second_id).await.unwrap();
+    store.delete(&second_id).await.unwrap();
+    assert_eq!(store.take_garbage(grace, 10).await.unwrap(), ["input"]);
+    assert_eq!((store.stored_bytes().await.unwrap(), store.artifact("input").await.unwrap()), (0, None));
+}
+
+pub(super) async fn history_is_told_by_stage_and_shard(store: &dyn JobStore, _: &impl Fn(Duration)) {
+    let (job, granted) = running_job(store, 2).await;
+    store.complete(&key(&granted), output(store, "a").await).await.unwrap();
+    let lines = async |stage: &str, shard: &str| {
+        let only = EventFilter { stage: stage.into(), shard: shard.into() };
+        store.events(&job, 0, 100, &only).await.unwrap().len()
+    };
+    let (all, stage) = (lines("", "").await, lines("stage/0", "").await);
+    assert!(all > stage && stage == 2, "{all} {stage}");
+    assert_eq!(lines("", granted.shard.as_str()).await, 1);
+    assert_eq!(lines("stage/1", granted.shard.as_str()).await, 0);
 }
 
 pub(super) async fn a_trained_model_is_registered_once_and_goes_with_its_last_maker(

@@ -1,5 +1,7 @@
 //! What the store keeps and what it answers, in the words of the design. Times are milliseconds of the store's clock.
 
+use std::time::Duration;
+
 use cappy_proto::{JobId, LeaseId, ModelId, ShardId, WorkerId};
 use serde::{Deserialize, Serialize};
 
@@ -202,6 +204,8 @@ pub(crate) struct NewJob {
     /// The higher goes first.
     pub(crate) priority: i32,
     pub(crate) stages: Vec<NewStage>,
+    /// Artifacts that its spec reads.
+    pub(crate) inputs: Vec<String>,
     /// Registered models that it names.
     pub(crate) models: Vec<ModelId>,
 }
@@ -396,6 +400,8 @@ pub(crate) struct Completed {
     pub(crate) job: JobId,
     /// The stage is complete by this.
     pub(crate) stage_ended: bool,
+    /// The lease of another worker that was slower.
+    pub(crate) revoked: Vec<Revoked>,
 }
 
 /// Why an attempt failed.
@@ -412,6 +418,32 @@ pub(crate) struct Revoked {
     pub(crate) lease: LeaseId,
     pub(crate) worker: WorkerId,
     pub(crate) job: JobId,
+}
+
+/// What the planner's steps led to.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Applied {
+    /// Something changed: it is worth planning again.
+    pub(crate) progressed: bool,
+    /// Leases that ended with it.
+    pub(crate) revoked: Vec<Revoked>,
+}
+
+/// A shard that one worker holds while nothing else of its stage waits.
+#[derive(Clone, Debug)]
+pub(crate) struct Straggler {
+    /// Its `last_worker` is who holds it.
+    pub(crate) shard: PendingShard,
+    pub(crate) held: Duration,
+    /// What it would take at the speed of the stage's committed shards.
+    pub(crate) expected: Duration,
+}
+
+/// Which events are asked for; empty: all.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct EventFilter {
+    pub(crate) stage: String,
+    pub(crate) shard: String,
 }
 
 /// What a failure or an expiry led to.

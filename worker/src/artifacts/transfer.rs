@@ -13,9 +13,10 @@ use cappy_proto::{
 use sha2::{Digest as _, Sha256};
 use tokio::{io::AsyncWriteExt as _, sync::mpsc};
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Code, Status, transport::Channel};
+use tonic::{Code, Status};
 
 use super::cache::{ArtifactCache, CachedFile, is_id};
+use crate::coordinator::Channel;
 
 /// Why an artifact did not arrive.
 #[derive(Debug, thiserror::Error)]

@@ -14,7 +14,7 @@ use tokio::{
     time::{MissedTickBehavior, interval, timeout},
 };
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Code, transport::Endpoint};
+use tonic::Code;
 
 use super::{CancelReason, SessionError, Shared, shard};
 
@@ -39,8 +39,9 @@ pub async fn connect_once(
     ttl: &mut Duration,
 ) -> Result<End, SessionError> {
     let address = &shared.config.coordinator;
-    let endpoint = Endpoint::from_shared(address.clone())
-        .map_err(|_| SessionError::Address(address.clone()))?
+    let endpoint = address
+        .endpoint()
+        .map_err(|_| SessionError::Address(address.url.clone()))?
         .connect_timeout(GREETING_TIMEOUT)
         .tcp_nodelay(true)
         .http2_keep_alive_interval(KEEPALIVE.0)
@@ -55,7 +56,7 @@ pub async fn connect_once(
     let channel = match connecting.await {
         None => return Ok(End::Done),
         Some(Err(error)) => return Ok(End::Lost(reason_of(&error))),
-        Some(Ok(channel)) => channel,
+        Some(Ok(channel)) => address.with_token(channel),
     };
     let mut client = WorkerServiceClient::new(channel.clone())
         .max_decoding_message_size(MAX_MESSAGE_BYTES)

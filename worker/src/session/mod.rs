@@ -17,9 +17,13 @@ use tokio::{
     time::Instant,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tonic::{Code, transport::Channel};
+use tonic::Code;
 
-use crate::{artifacts::ArtifactCache, engine::Engine};
+use crate::{
+    artifacts::ArtifactCache,
+    coordinator::{Access, Channel},
+    engine::Engine,
+};
 use connection::{End, connect_once};
 use leases::{CancelReason, Leases};
 
@@ -48,8 +52,8 @@ pub enum SessionError {
 
 /// What a session is made of.
 pub struct SessionConfig {
-    /// `http://host:port`.
-    pub coordinator: String,
+    /// Where it is, and how it is spoken to.
+    pub coordinator: Access,
     /// Says who this worker is.
     pub hello: v1::Hello,
     /// Computes.

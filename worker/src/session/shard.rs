@@ -6,11 +6,12 @@ use cappy_proto::{
     MAX_MESSAGE_BYTES,
     v1::{self, worker_service_client::WorkerServiceClient},
 };
-use tonic::{Code, Status, transport::Channel};
+use tonic::{Code, Status};
 
 use super::{Backoff, CancelReason, Shared, is_transient, leases::Held};
 use crate::{
     artifacts::{self, CachedFile, TransferError},
+    coordinator::Channel,
     execution::{self, Attempt, ExecutionError, Outcome},
 };
 

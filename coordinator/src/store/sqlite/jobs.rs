@@ -4,8 +4,9 @@ use cappy_proto::{JobId, ModelId};
 use rusqlite::{OptionalExtension as _, Transaction, params};
 
 use super::{
-    models,
+    artifacts, models,
     rows::{self, JOB_COLUMNS, collect, job_id, job_row, log, row_range, stage_row, to_u32},
+    steps,
 };
 use crate::store::*;
 
@@ -55,6 +56,9 @@ pub(super) fn submit(tx: &Transaction<'_>, now: Millis, job: &NewJob) -> Result<
             rows::to_i64(stage.units_total),
             stage.spares_rows,
         ])?;
+    }
+    for artifact in &job.inputs {
+        artifacts::hold(tx, job.id.as_str(), artifact)?;
     }
     for model in &job.models {
         models::link(tx, &job.id, model, false)?;
@@ -156,7 +160,23 @@ pub(super) fn active(tx: &Transaction<'_>) -> Result<Vec<JobId>> {
     })
 }
 
-pub(super) fn set_paused(tx: &Transaction<'_>, now: Millis, id: &JobId, paused: bool) -> Result<bool> {
+/// Jobs with a stage that waits for another job to compute the same.
+pub(super) fn waiting_for_others(tx: &Transaction<'_>) -> Result<Vec<JobId>> {
+    collect(
+        tx,
+        "SELECT DISTINCT s.job_id FROM stages s JOIN jobs j ON j.id = s.job_id
+         WHERE s.fingerprint IS NOT NULL AND s.state = 1 AND j.state IN (1, 2, 3)",
+        [],
+        |row| job_id(&row.get::<_, String>(0)?),
+    )
+}
+
+pub(super) fn set_paused(
+    tx: &Transaction<'_>,
+    now: Millis,
+    id: &JobId,
+    paused: bool,
+) -> Result<(bool, Vec<Revoked>)> {
     let state = row(tx, id)?.state;
     let next = match (state, paused) {
         (state, _) if state.is_terminal() => {
@@ -173,15 +193,20 @@ pub(super) fn set_paused(tx: &Transaction<'_>, now: Millis, id: &JobId, paused: 
             if running { JobState::Running } else { JobState::Queued }
         }
         (JobState::Queued | JobState::Running, true) => JobState::Paused,
-        _ => return Ok(false),
+        _ => return Ok((false, Vec::new())),
     };
     tx.execute(
         "UPDATE jobs SET state = ?1, updated_ms = ?2 WHERE id = ?3",
         params![next.code(), now, id.as_str()],
     )?;
-    let message = if paused { "paused: running shards finish, no others start" } else { "resumed" };
-    log(tx, now, id.as_str(), &rows::Entry { level: "info", message, ..Default::default() })?;
-    Ok(true)
+    let revoked = if paused { steps::give_back(tx, now, id)? } else { Vec::new() };
+    let message = match (paused, revoked.len()) {
+        (false, _) => "resumed".to_owned(),
+        (true, 0) => "paused".to_owned(),
+        (true, shards) => format!("paused: {shards} running shards were taken back from their workers"),
+    };
+    log(tx, now, id.as_str(), &rows::Entry { level: "info", message: &message, ..Default::default() })?;
+    Ok((true, revoked))
 }
 
 pub(super) fn delete(tx: &Transaction<'_>, id: &JobId) -> Result<Vec<ModelId>> {
@@ -191,9 +216,23 @@ pub(super) fn delete(tx: &Transaction<'_>, id: &JobId) -> Result<Vec<ModelId>> {
         return Err(StoreError::WrongState(message));
     }
     let orphans = models::made_by_alone(tx, id)?;
+    let fingerprints: Vec<String> = collect(
+        tx,
+        "SELECT DISTINCT fingerprint FROM stages WHERE job_id = ?1 AND fingerprint IS NOT NULL",
+        [id.as_str()],
+        |row| Ok(row.get(0)?),
+    )?;
     tx.execute("DELETE FROM jobs WHERE id = ?1", [id.as_str()])?;
     for model in &orphans {
         models::remove(tx, model)?;
+    }
+    // What no job holds any more cannot be reused.
+    for fingerprint in fingerprints {
+        tx.execute(
+            "DELETE FROM stage_outputs WHERE fingerprint = ?1 AND NOT EXISTS
+                 (SELECT 1 FROM stages WHERE fingerprint = ?1 AND state IN (3, 4))",
+            [fingerprint],
+        )?;
     }
     Ok(orphans)
 }

@@ -4,10 +4,13 @@
 //! immediate transactions, and one reads beside it. Several processes may share the file: whatever decides is in
 //! the WHERE clause, never in memory.
 
+mod artifacts;
+mod attempts;
 mod jobs;
 mod leases;
 mod migrations;
 mod models;
+mod pending;
 mod rows;
 mod steps;
 
@@ -153,7 +156,7 @@ impl JobStore for SqliteStore {
         self.write(move |tx, now| steps::cancel(tx, now, &id)).await
     }
 
-    async fn set_paused(&self, id: &JobId, paused: bool) -> Result<bool> {
+    async fn set_paused(&self, id: &JobId, paused: bool) -> Result<(bool, Vec<Revoked>)> {
         let id = id.clone();
         self.write(move |tx, now| jobs::set_paused(tx, now, &id, paused)).await
     }
@@ -163,7 +166,11 @@ impl JobStore for SqliteStore {
         self.write(move |tx, _| jobs::delete(tx, &id)).await
     }
 
-    async fn apply(&self, job: &JobId, steps: Vec<Step>) -> Result<Vec<Revoked>> {
+    async fn waiting_for_others(&self) -> Result<Vec<JobId>> {
+        self.read(|tx, _| jobs::waiting_for_others(tx)).await
+    }
+
+    async fn apply(&self, job: &JobId, steps: Vec<Step>) -> Result<Applied> {
         let job = job.clone();
         self.write(move |tx, now| steps::apply(tx, now, &job, &steps)).await
     }
@@ -193,12 +200,26 @@ impl JobStore for SqliteStore {
     }
 
     async fn pending(&self, per_job: u32) -> Result<Vec<PendingJob>> {
-        self.read(move |tx, now| leases::pending(tx, now, per_job)).await
+        self.read(move |tx, now| pending::pending(tx, now, per_job)).await
     }
 
     async fn lease(&self, shard: &ShardId, worker: &WorkerId, ttl: Duration) -> Result<Option<Granted>> {
         let (shard, worker) = (shard.clone(), worker.clone());
         self.write(move |tx, now| leases::lease(tx, now, &shard, &worker, ttl)).await
+    }
+
+    async fn stragglers(&self) -> Result<Vec<Straggler>> {
+        self.read(pending::stragglers).await
+    }
+
+    async fn lease_again(
+        &self,
+        shard: &ShardId,
+        worker: &WorkerId,
+        ttl: Duration,
+    ) -> Result<Option<Granted>> {
+        let (shard, worker) = (shard.clone(), worker.clone());
+        self.write(move |tx, now| leases::lease_again(tx, now, &shard, &worker, ttl)).await
     }
 
     async fn extend(&self, worker: &WorkerId, leases: &[LeaseId], ttl: Duration) -> Result<Vec<Held>> {
@@ -214,8 +235,9 @@ impl JobStore for SqliteStore {
         self.write(move |tx, now| {
             let deadline = now + super::clock::millis(grace);
             tx.execute(
-                "UPDATE shards SET deadline_ms = ?1 WHERE worker_id = ?2 AND state = ?3 AND deadline_ms > ?1",
-                params![deadline, worker.as_str(), ShardState::Leased.code()],
+                "UPDATE leases SET deadline_ms = ?1
+                 WHERE worker_id = ?2 AND ended_ms IS NULL AND deadline_ms > ?1",
+                params![deadline, worker.as_str()],
             )?;
             Ok(())
         })
@@ -258,14 +280,24 @@ impl JobStore for SqliteStore {
 
     async fn record_artifact(&self, id: &str, size_bytes: u64) -> Result<()> {
         let id = id.to_owned();
-        self.write(move |tx, now| {
-            tx.execute(
-                "INSERT INTO artifacts (id, size_bytes, created_ms) VALUES (?1, ?2, ?3) ON CONFLICT (id) DO NOTHING",
-                params![id, rows::to_i64(size_bytes), now],
-            )?;
-            Ok(())
-        })
-        .await
+        self.write(move |tx, now| artifacts::record(tx, now, &id, size_bytes)).await
+    }
+
+    async fn touch_artifact(&self, id: &str) -> Result<Option<u64>> {
+        let id = id.to_owned();
+        self.write(move |tx, now| artifacts::touch(tx, now, &id)).await
+    }
+
+    async fn take_garbage(&self, grace: Duration, limit: u32) -> Result<Vec<String>> {
+        self.write(move |tx, now| artifacts::take_garbage(tx, now, grace, limit)).await
+    }
+
+    async fn stored_bytes(&self) -> Result<u64> {
+        self.read(|tx, _| artifacts::stored_bytes(tx)).await
+    }
+
+    async fn heaviest_jobs(&self, limit: u32) -> Result<Vec<(JobId, u64)>> {
+        self.read(move |tx, _| artifacts::heaviest(tx, limit)).await
     }
 
     async fn artifact(&self, id: &str) -> Result<Option<u64>> {
@@ -273,14 +305,15 @@ impl JobStore for SqliteStore {
         self.read(move |tx, _| rows::artifact_size(tx, &id)).await
     }
 
-    async fn events(&self, job: &JobId, after: i64, limit: u32) -> Result<Vec<Event>> {
-        let job = job.clone();
-        self.read(move |tx, _| rows::events(tx, &job, after, limit)).await
+    async fn events(&self, job: &JobId, after: i64, limit: u32, only: &EventFilter) -> Result<Vec<Event>> {
+        let (job, only) = (job.clone(), only.clone());
+        self.read(move |tx, _| rows::events(tx, &job, after, limit, &only)).await
     }
 
     async fn count_leased(&self) -> Result<u64> {
         self.read(|tx, _| {
-            let sql = "SELECT count(*) FROM shards WHERE state = 2 AND local = 0";
+            let sql = "SELECT count(*) FROM leases l JOIN shards s ON s.id = l.shard_id
+                       WHERE l.ended_ms IS NULL AND s.local = 0";
             Ok(rows::to_u64(tx.query_row(sql, [], |row| row.get(0))?))
         })
         .await

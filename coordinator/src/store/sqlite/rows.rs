@@ -125,12 +125,19 @@ pub(super) fn log(tx: &Transaction<'_>, now: Millis, job: &str, entry: &Entry<'_
     Ok(())
 }
 
-pub(super) fn events(tx: &Transaction<'_>, job: &JobId, after: i64, limit: u32) -> Result<Vec<Event>> {
+pub(super) fn events(
+    tx: &Transaction<'_>,
+    job: &JobId,
+    after: i64,
+    limit: u32,
+    only: &EventFilter,
+) -> Result<Vec<Event>> {
     collect(
         tx,
         "SELECT seq, time_ms, stage, shard_id, worker_id, level, message FROM events
-         WHERE job_id = ?1 AND seq > ?2 ORDER BY seq LIMIT ?3",
-        params![job.as_str(), after, limit],
+         WHERE job_id = ?1 AND seq > ?2 AND (?4 = '' OR stage = ?4) AND (?5 = '' OR shard_id = ?5)
+         ORDER BY seq LIMIT ?3",
+        params![job.as_str(), after, limit, only.stage, only.shard],
         |row| {
             Ok(Event {
                 seq: row.get(0)?,

@@ -1,38 +1,70 @@
 //! The planner's steps, and the end of a job.
 
 use cappy_proto::{JobId, ShardId};
-use rusqlite::{Transaction, params};
+use rusqlite::{OptionalExtension as _, Transaction, params};
 
 use super::{
-    jobs, models,
-    rows::{self, Entry, collect, log},
+    artifacts, jobs, models,
+    rows::{self, Entry, collect, log, to_u64},
 };
 use crate::store::*;
 
-pub(super) fn apply(tx: &Transaction<'_>, now: Millis, job: &JobId, steps: &[Step]) -> Result<Vec<Revoked>> {
+pub(super) fn apply(tx: &Transaction<'_>, now: Millis, job: &JobId, steps: &[Step]) -> Result<Applied> {
+    let mut applied = Applied::default();
     if jobs::row(tx, job)?.state.is_terminal() {
-        return Ok(Vec::new());
+        return Ok(applied);
     }
-    let mut revoked = Vec::new();
     for step in steps {
-        match step {
+        applied.progressed |= match step {
             Step::Open { stage, fingerprint, shards } => {
-                open(tx, now, job, *stage, fingerprint.as_deref(), shards)?;
+                open(tx, now, job, *stage, fingerprint.as_deref(), shards)?
             }
-            Step::Reuse { stage, fingerprint, outputs } => {
-                reuse(tx, now, job, *stage, fingerprint, outputs)?;
-            }
-            Step::Skip { stage, message } => {
-                end_waiting(tx, now, job, *stage, StageState::Skipped, message)?;
-            }
+            Step::Reuse { stage, fingerprint, outputs } => reuse(tx, now, job, *stage, fingerprint, outputs)?,
+            Step::Skip { stage, message } => end_waiting(tx, now, job, *stage, StageState::Skipped, message)?,
             Step::Refuse { stage, message } => {
-                end_waiting(tx, now, job, *stage, StageState::Failed, message)?;
+                end_waiting(tx, now, job, *stage, StageState::Failed, message)?
             }
-            Step::Finish { state, message } => revoked.extend(finish(tx, now, job, *state, message)?),
-        }
+            Step::Finish { state, message } => {
+                applied.revoked.extend(finish(tx, now, job, *state, message)?);
+                true
+            }
+        };
     }
     tx.execute("UPDATE jobs SET updated_ms = ?1 WHERE id = ?2", params![now, job.as_str()])?;
-    Ok(revoked)
+    Ok(applied)
+}
+
+/// A job that runs a stage with this fingerprint now.
+fn computing(tx: &Transaction<'_>, job: &JobId, fingerprint: &str) -> Result<Option<String>> {
+    Ok(tx
+        .query_row(
+            "SELECT s.job_id FROM stages s JOIN jobs j ON j.id = s.job_id
+             WHERE s.fingerprint = ?1 AND s.state = ?2 AND s.job_id != ?3 AND j.state IN (1, 2) LIMIT 1",
+            params![fingerprint, StageState::Running.code(), job.as_str()],
+            |row| row.get(0),
+        )
+        .optional()?)
+}
+
+/// The stage waits for another job that computes the same.
+fn wait_for(
+    tx: &Transaction<'_>,
+    now: Millis,
+    job: &JobId,
+    stage: u32,
+    fingerprint: &str,
+    other: &str,
+) -> Result<()> {
+    let message = format!("waits for job {other}, which computes the same");
+    let changed = tx.execute(
+        "UPDATE stages SET fingerprint = ?1, message = ?2
+         WHERE job_id = ?3 AND idx = ?4 AND state = ?5 AND message != ?2",
+        params![fingerprint, message, job.as_str(), stage, StageState::Waiting.code()],
+    )?;
+    if changed > 0 {
+        log_stage(tx, now, job, stage, "info", &message)?;
+    }
+    Ok(())
 }
 
 fn open(
@@ -42,10 +74,16 @@ fn open(
     stage: u32,
     fingerprint: Option<&str>,
     shards: &[NewShard],
-) -> Result<()> {
+) -> Result<bool> {
+    if let Some(fingerprint) = fingerprint
+        && let Some(other) = computing(tx, job, fingerprint)?
+    {
+        wait_for(tx, now, job, stage, fingerprint, &other)?;
+        return Ok(false);
+    }
     let units: u64 = shards.iter().map(|shard| shard.units).sum();
     let opened = tx.execute(
-        "UPDATE stages SET state = ?1, fingerprint = ?2, shards_total = ?3, units_total = ?4
+        "UPDATE stages SET state = ?1, fingerprint = ?2, shards_total = ?3, units_total = ?4, message = ''
          WHERE job_id = ?5 AND idx = ?6 AND state = ?7",
         params![
             StageState::Running.code(),
@@ -58,7 +96,7 @@ fn open(
         ],
     )?;
     if opened == 0 {
-        return Ok(());
+        return Ok(false);
     }
     let mut insert = tx.prepare_cached(
         "INSERT INTO shards (id, job_id, stage, idx, local, task, requirements, units, state, row_start, row_end)
@@ -81,10 +119,8 @@ fn open(
     }
     let message = format!("opened with {} shards", shards.len());
     log_stage(tx, now, job, stage, "info", &message)?;
-    if shards.is_empty() {
-        finish_stage(tx, now, job, stage)?;
-    }
-    Ok(())
+    finish_if_over(tx, now, job, stage)?;
+    Ok(true)
 }
 
 fn reuse(
@@ -94,7 +130,13 @@ fn reuse(
     stage: u32,
     fingerprint: &str,
     outputs: &StageOutputs,
-) -> Result<()> {
+) -> Result<bool> {
+    // Removed between the planner's look and now: planned again, it is computed again.
+    for artifact in outputs.iter().flat_map(|shard| &shard.artifacts) {
+        if rows::artifact_size(tx, &artifact.id)? != Some(artifact.size_bytes) {
+            return Ok(false);
+        }
+    }
     let changed = tx.execute(
         "UPDATE stages SET state = ?1, fingerprint = ?2, outputs = ?3, shards_total = ?4, shards_done = ?4,
                 units_done = units_total, message = 'reused from an earlier job'
@@ -110,10 +152,13 @@ fn reuse(
         ],
     )?;
     if changed > 0 {
+        for artifact in outputs.iter().flat_map(|shard| &shard.artifacts) {
+            artifacts::hold(tx, job.as_str(), &artifact.id)?;
+        }
         register(tx, now, job, stage, outputs)?;
         log_stage(tx, now, job, stage, "info", "reused the artifacts of an earlier job")?;
     }
-    Ok(())
+    Ok(changed > 0)
 }
 
 fn end_waiting(
@@ -123,7 +168,7 @@ fn end_waiting(
     stage: u32,
     state: StageState,
     message: &str,
-) -> Result<()> {
+) -> Result<bool> {
     let changed = tx.execute(
         "UPDATE stages SET state = ?1, message = ?2 WHERE job_id = ?3 AND idx = ?4 AND state = ?5",
         params![state.code(), message, job.as_str(), stage, StageState::Waiting.code()],
@@ -132,34 +177,70 @@ fn end_waiting(
         let level = if state == StageState::Failed { "error" } else { "warn" };
         log_stage(tx, now, job, stage, level, message)?;
     }
-    Ok(())
+    Ok(changed > 0)
 }
 
-/// Composes the outputs of a stage whose shards are all committed, and keeps them for reuse.
-pub(super) fn finish_stage(tx: &Transaction<'_>, now: Millis, job: &JobId, stage: u32) -> Result<()> {
+/// Ends a running stage when no shard of it is left: all are committed, but for rows that were set aside. True: it has
+/// ended.
+pub(super) fn finish_if_over(tx: &Transaction<'_>, now: Millis, job: &JobId, stage: u32) -> Result<bool> {
+    let count = |state: ShardState| -> Result<u64> {
+        let count: i64 = tx.query_row(
+            "SELECT count(*) FROM shards WHERE job_id = ?1 AND stage = ?2 AND state = ?3",
+            params![job.as_str(), stage, state.code()],
+            |row| row.get(0),
+        )?;
+        Ok(to_u64(count))
+    };
+    let (total, state): (i64, i64) = tx.query_row(
+        "SELECT shards_total, state FROM stages WHERE job_id = ?1 AND idx = ?2",
+        params![job.as_str(), stage],
+        |row| Ok((row.get(0)?, row.get(1)?)),
+    )?;
+    let (committed, lost) = (count(ShardState::Committed)?, count(ShardState::Failed)?);
+    if state != StageState::Running.code() || committed + lost < to_u64(total) {
+        return Ok(false);
+    }
+    if committed == 0 && lost > 0 {
+        fail_stage(tx, now, job, stage, "every row failed")?;
+    } else {
+        finish_stage(tx, now, job, stage, lost)?;
+    }
+    Ok(true)
+}
+
+/// Composes the outputs of a stage from its committed shards, and keeps them for reuse where no row is missing.
+fn finish_stage(tx: &Transaction<'_>, now: Millis, job: &JobId, stage: u32, lost: u64) -> Result<()> {
     let outputs: StageOutputs = collect(
         tx,
-        "SELECT output, units FROM shards WHERE job_id = ?1 AND stage = ?2 ORDER BY row_start, idx",
-        params![job.as_str(), stage],
+        "SELECT output, units FROM shards WHERE job_id = ?1 AND stage = ?2 AND state = ?3 ORDER BY row_start, idx",
+        params![job.as_str(), stage, ShardState::Committed.code()],
         |row| {
             let output: ShardOutput = rows::decode(&row.get::<_, Option<String>>(0)?.unwrap_or_default())?;
-            Ok(ShardOutput { units: Some(rows::to_u64(row.get(1)?)), ..output })
+            Ok(ShardOutput { units: Some(to_u64(row.get(1)?)), ..output })
         },
     )?;
     register(tx, now, job, stage, &outputs)?;
     let outputs = rows::encode(&outputs)?;
+    let message = match lost {
+        0 => String::new(),
+        1 => "1 row set aside".to_owned(),
+        rows => format!("{rows} rows set aside"),
+    };
     tx.execute(
-        "UPDATE stages SET state = ?1, outputs = ?2 WHERE job_id = ?3 AND idx = ?4 AND state = ?5",
-        params![StageState::Succeeded.code(), outputs, job.as_str(), stage, StageState::Running.code()],
+        "UPDATE stages SET state = ?1, outputs = ?2, message = ?3 WHERE job_id = ?4 AND idx = ?5",
+        params![StageState::Succeeded.code(), outputs, message, job.as_str(), stage],
     )?;
-    tx.execute(
-        "INSERT INTO stage_outputs (fingerprint, outputs, created_ms)
-         SELECT fingerprint, outputs, ?1 FROM stages
-         WHERE job_id = ?2 AND idx = ?3 AND fingerprint IS NOT NULL
-         ON CONFLICT (fingerprint) DO NOTHING",
-        params![now, job.as_str(), stage],
-    )?;
-    log_stage(tx, now, job, stage, "info", "succeeded")
+    if lost == 0 {
+        tx.execute(
+            "INSERT INTO stage_outputs (fingerprint, outputs, created_ms)
+             SELECT fingerprint, outputs, ?1 FROM stages
+             WHERE job_id = ?2 AND idx = ?3 AND fingerprint IS NOT NULL
+             ON CONFLICT (fingerprint) DO NOTHING",
+            params![now, job.as_str(), stage],
+        )?;
+    }
+    let line = if message.is_empty() { "succeeded".to_owned() } else { format!("succeeded; {message}") };
+    log_stage(tx, now, job, stage, "info", &line)
 }
 
 /// Registers the models among a stage's outputs.
@@ -229,11 +310,38 @@ fn finish(
 
 /// Ends all shards of a job, or of one stage, that have not ended.
 fn revoke(tx: &Transaction<'_>, now: Millis, job: &JobId, stage: Option<u32>) -> Result<Vec<Revoked>> {
-    let revoked = collect(
+    let revoked = take_leases_back(tx, now, job, stage, true)?;
+    tx.execute(
+        "UPDATE shards SET state = ?1 WHERE job_id = ?2 AND state IN (1, 2) AND (?3 IS NULL OR stage = ?3)",
+        params![ShardState::Cancelled.code(), job.as_str(), stage],
+    )?;
+    Ok(revoked)
+}
+
+/// Lets the workers' shards of a job that is paused wait again; what the coordinator itself computes is let end.
+pub(super) fn give_back(tx: &Transaction<'_>, now: Millis, job: &JobId) -> Result<Vec<Revoked>> {
+    let revoked = take_leases_back(tx, now, job, None, false)?;
+    tx.execute(
+        "UPDATE shards SET state = ?1 WHERE job_id = ?2 AND state = ?3 AND local = 0",
+        params![ShardState::Pending.code(), job.as_str(), ShardState::Leased.code()],
+    )?;
+    Ok(revoked)
+}
+
+fn take_leases_back(
+    tx: &Transaction<'_>,
+    now: Millis,
+    job: &JobId,
+    stage: Option<u32>,
+    local_too: bool,
+) -> Result<Vec<Revoked>> {
+    collect(
         tx,
-        "SELECT lease_id, worker_id FROM shards
-         WHERE job_id = ?1 AND state = ?2 AND (?3 IS NULL OR stage = ?3)",
-        params![job.as_str(), ShardState::Leased.code(), stage],
+        "UPDATE leases SET ended_ms = ?1, outcome = ?2
+         WHERE ended_ms IS NULL AND shard_id IN (SELECT id FROM shards
+             WHERE job_id = ?3 AND state = ?4 AND (?5 IS NULL OR stage = ?5) AND local <= ?6)
+         RETURNING id, worker_id",
+        params![now, LeaseOutcome::Revoked.code(), job.as_str(), ShardState::Leased.code(), stage, local_too],
         |row| {
             Ok(Revoked {
                 lease: rows::lease_id(&row.get::<_, String>(0)?)?,
@@ -241,18 +349,7 @@ fn revoke(tx: &Transaction<'_>, now: Millis, job: &JobId, stage: Option<u32>) ->
                 job: job.clone(),
             })
         },
-    )?;
-    for lease in &revoked {
-        tx.execute(
-            "UPDATE leases SET ended_ms = ?1, outcome = ?2 WHERE id = ?3",
-            params![now, LeaseOutcome::Revoked.code(), lease.lease.as_str()],
-        )?;
-    }
-    tx.execute(
-        "UPDATE shards SET state = ?1 WHERE job_id = ?2 AND state IN (1, 2) AND (?3 IS NULL OR stage = ?3)",
-        params![ShardState::Cancelled.code(), job.as_str(), stage],
-    )?;
-    Ok(revoked)
+    )
 }
 
 fn log_stage(

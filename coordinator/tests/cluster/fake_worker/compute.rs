@@ -3,7 +3,7 @@
 use cappy_proto::v1::{self, artifact_service_client::ArtifactServiceClient, shard_task::Task};
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
-use tonic::transport::Channel;
+use tonic::{Status, transport::Channel};
 
 /// What a shard made.
 #[derive(Clone, Debug, Default)]
@@ -12,7 +12,7 @@ pub struct Made {
     pub resolved: Vec<v1::ResolvedModel>,
 }
 
-pub async fn upload(channel: &Channel, content: &[u8]) -> v1::Artifact {
+pub async fn upload(channel: &Channel, content: &[u8]) -> Result<v1::Artifact, Status> {
     let artifact =
         v1::Artifact { id: hex::encode(Sha256::digest(content)), size_bytes: content.len() as u64 };
     let header = v1::UploadHeader { artifact: Some(artifact.clone()), offset: 0 };
@@ -23,9 +23,8 @@ pub async fn upload(channel: &Channel, content: &[u8]) -> v1::Artifact {
     let requests = parts.into_iter().map(|part| v1::UploadRequest { part: Some(part) });
     ArtifactServiceClient::new(channel.clone())
         .upload(tokio_stream::iter(requests.collect::<Vec<_>>()))
-        .await
-        .unwrap();
-    artifact
+        .await?;
+    Ok(artifact)
 }
 
 pub async fn download(channel: &Channel, parts: &[v1::Artifact]) -> Vec<u8> {
@@ -42,7 +41,7 @@ pub async fn download(channel: &Channel, parts: &[v1::Artifact]) -> Vec<u8> {
 }
 
 async fn named(channel: &Channel, name: &str, content: &[u8]) -> v1::NamedArtifact {
-    v1::NamedArtifact { name: name.into(), artifact: Some(upload(channel, content).await) }
+    v1::NamedArtifact { name: name.into(), artifact: Some(upload(channel, content).await.unwrap()) }
 }
 
 /// Computes a lease's outputs and uploads them. Depends on the task alone.

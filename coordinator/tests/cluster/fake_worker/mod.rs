@@ -35,6 +35,8 @@ type Script = Arc<dyn Fn(&v1::Lease) -> Act + Send + Sync>;
 struct Seen {
     /// `stage` of every lease taken, in order.
     stages: Vec<String>,
+    /// Job of each.
+    jobs: Vec<String>,
     held: HashMap<String, v1::Lease>,
     cancelled: Vec<String>,
     ended: bool,
@@ -113,6 +115,7 @@ impl FakeWorker {
                             {
                                 let mut seen = seen.lock().unwrap();
                                 seen.stages.push(lease.stage.clone());
+                                seen.jobs.push(lease.job_id.clone());
                                 seen.held.insert(lease.lease_id.clone(), lease.clone());
                             }
                             let act = script(&lease);
@@ -137,6 +140,15 @@ impl FakeWorker {
 
     pub fn stages(&self) -> Vec<String> {
         self.seen.lock().unwrap().stages.clone()
+    }
+
+    pub fn jobs(&self) -> Vec<String> {
+        self.seen.lock().unwrap().jobs.clone()
+    }
+
+    /// The lease has ended by the test's own doing.
+    pub fn forget(&self, lease: &v1::Lease) {
+        self.seen.lock().unwrap().held.remove(&lease.lease_id);
     }
 
     pub fn held(&self) -> Vec<v1::Lease> {

@@ -1,6 +1,6 @@
 //! A coordinator on a free port with its state in a folder of its own, and a client.
 
-use std::{collections::HashMap, net::SocketAddr, time::Duration};
+use std::{collections::HashMap, net::SocketAddr, path::PathBuf, time::Duration};
 
 use cappy_coordinator::{Config, Handle, start};
 use cappy_proto::v1::{
@@ -30,7 +30,10 @@ pub struct Harness {
     folder: TempDir,
     handle: Handle,
     shutdown: CancellationToken,
+    change: Change,
 }
+
+type Change = Box<dyn Fn(&mut Config) + Send + Sync>;
 
 /// Waits for a state, never for a time.
 pub async fn eventually<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
@@ -47,10 +50,15 @@ pub async fn eventually<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>)
 
 impl Harness {
     pub async fn start() -> Self {
-        Self::start_in(tempfile::tempdir().unwrap()).await
+        Self::start_with(|_| {}).await
     }
 
-    async fn start_in(folder: TempDir) -> Self {
+    /// A coordinator with other settings than a test's usual ones.
+    pub async fn start_with(change: impl Fn(&mut Config) + Send + Sync + 'static) -> Self {
+        Self::start_in(tempfile::tempdir().unwrap(), Box::new(change)).await
+    }
+
+    async fn start_in(folder: TempDir, change: Change) -> Self {
         let any: SocketAddr = "127.0.0.1:0".parse().unwrap();
         let at = |name: &str| folder.path().join(name).display().to_string();
         let mut config = Config::new(
@@ -65,11 +73,12 @@ impl Harness {
         config.sweep_interval = Duration::from_millis(20);
         config.watch_interval = Duration::from_millis(10);
         config.retry_backoff = Duration::from_millis(1);
+        change(&mut config);
         let shutdown = CancellationToken::new();
         let handle = start(config, shutdown.clone()).await.unwrap();
         let url = format!("http://{}", handle.local_addr());
-        let channel = Channel::from_shared(url.clone()).unwrap().connect().await.unwrap();
-        Self { url, channel, folder, handle, shutdown }
+        let channel = Channel::from_shared(url.clone()).unwrap().connect_lazy();
+        Self { url, channel, folder, handle, shutdown, change }
     }
 
     pub async fn stop(self) {
@@ -79,10 +88,10 @@ impl Harness {
 
     /// Ends the coordinator and starts another on the same state.
     pub async fn restart(self) -> Self {
-        let Self { folder, handle, shutdown, .. } = self;
+        let Self { folder, handle, shutdown, change, .. } = self;
         shutdown.cancel();
         handle.stopped().await;
-        Self::start_in(folder).await
+        Self::start_in(folder, change).await
     }
 
     fn jobs(&self) -> JobServiceClient<Channel> {
@@ -90,7 +99,23 @@ impl Harness {
     }
 
     pub async fn upload(&self, content: &[u8]) -> v1::Artifact {
+        self.try_upload(content).await.unwrap()
+    }
+
+    pub async fn try_upload(&self, content: &[u8]) -> Result<v1::Artifact, Status> {
         crate::fake_worker::upload(&self.channel, content).await
+    }
+
+    /// Below the folder of the artifact store.
+    pub fn artifact_path(&self, name: &str) -> PathBuf {
+        self.folder.path().join("artifacts").join(name)
+    }
+
+    /// Names of all files that are stored.
+    pub fn stored(&self) -> Vec<String> {
+        let folders = std::fs::read_dir(self.artifact_path("objects")).unwrap();
+        let files = folders.flat_map(|folder| std::fs::read_dir(folder.unwrap().path()).unwrap());
+        files.map(|file| file.unwrap().file_name().into_string().unwrap()).collect()
     }
 
     pub async fn try_submit(
@@ -118,6 +143,21 @@ impl Harness {
 
     pub async fn submit_kind(&self, kind: Kind) -> v1::Job {
         self.try_submit_spec(job_spec(kind), "").await.unwrap().job.unwrap()
+    }
+
+    pub async fn submit_urgent(&self, kind: Kind, priority: i32) -> v1::Job {
+        let spec = v1::JobSpec { priority, ..job_spec(kind) };
+        self.try_submit_spec(spec, "").await.unwrap().job.unwrap()
+    }
+
+    pub async fn pause(&self, id: &str) -> v1::Job {
+        let request = v1::PauseJobRequest { job_id: id.into() };
+        self.jobs().pause_job(request).await.unwrap().into_inner().job.unwrap()
+    }
+
+    pub async fn resume(&self, id: &str) -> v1::Job {
+        let request = v1::ResumeJobRequest { job_id: id.into() };
+        self.jobs().resume_job(request).await.unwrap().into_inner().job.unwrap()
     }
 
     /// A file of rows, uploaded.
@@ -202,12 +242,13 @@ impl Harness {
 
     /// `stage message`, a line an entry.
     pub async fn log(&self, id: &str) -> Vec<String> {
-        let mut pages = self
-            .jobs()
-            .get_logs(v1::GetLogsRequest { job_id: id.into(), ..Default::default() })
-            .await
-            .unwrap()
-            .into_inner();
+        self.log_of(id, "", "").await
+    }
+
+    /// The entries of one stage or shard.
+    pub async fn log_of(&self, id: &str, stage: &str, shard: &str) -> Vec<String> {
+        let request = v1::GetLogsRequest { job_id: id.into(), stage: stage.into(), shard_id: shard.into() };
+        let mut pages = self.jobs().get_logs(request).await.unwrap().into_inner();
         let mut lines = Vec::new();
         while let Some(page) = pages.message().await.unwrap() {
             lines.extend(page.entries.into_iter().map(|entry| format!("{} {}", entry.stage, entry.message)));

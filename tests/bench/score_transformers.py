@@ -22,7 +22,7 @@ import torch
 from transformers import AutoModelForSequenceClassification
 
 torch.set_num_threads(a.threads)
-model = AutoModelForSequenceClassification.from_pretrained(a.model, attn_implementation="sdpa").eval()
+model = AutoModelForSequenceClassification.from_pretrained(a.model).eval()
 rows = workload.roberta_ids(workload.lengths(a.lengths, a.stride))
 if a.padding == "sorted":
     batches, to = workload.batches(rows, a.tokens), None

@@ -35,7 +35,8 @@ enum Workload {
 
 #[derive(Args)]
 struct Sides {
-    /// Shape of the model (roberta-base, roberta-large, flan-t5-small, flan-t5-base) [default: the workload's own]
+    /// Shape of the model (roberta-base, roberta-large, distilbert, modernbert-base, deberta-v3-base; flan-t5-small,
+    /// flan-t5-base) [default: the workload's own]
     #[arg(long)]
     shape: Option<String>,
     /// Times that both sides run

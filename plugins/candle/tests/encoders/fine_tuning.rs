@@ -1,15 +1,16 @@
 //! Fine-tuning: PyTorch's losses and weights, candle's gradients, and what holds whatever the numbers are.
 
 use candle_core::{Device, Var};
-use cappy_plugin_abi::{Code, Trainer, TrainerOptions, Unattended};
+use cappy_plugin_abi::{Code, Scorer, Trainer, TrainerOptions, Unattended};
 use cappy_plugin_candle::encoder::config::EncoderConfig;
 use cappy_plugin_candle::encoder::layout::Layout;
 use cappy_plugin_candle::encoder::plain::PlainEncoder;
+use cappy_plugin_candle::encoder::scorer::EncoderScorer;
 use cappy_plugin_candle::trainer::EncoderTrainer;
 use cappy_plugin_candle::weights::Checkpoint;
 use serde::Deserialize;
 
-use super::{Scores, close, json, open, ragged};
+use super::{Scores, close, config_json, json, open, ragged};
 
 #[derive(Deserialize)]
 struct Training {
@@ -193,6 +194,18 @@ fn an_encoder_without_head_gets_one() {
     };
     assert_eq!(score(1), score(1));
     assert_ne!(score(1), score(2));
+    // What was fine-tuned keeps the configuration of the bare encoder, and is a scorer.
+    let saved = tempfile::tempdir().unwrap();
+    load(&headless, 1).unwrap().save_model(saved.path().to_str().unwrap()).unwrap();
+    let bare = config_json("roberta").replace("RobertaForSequenceClassification", "RobertaForMaskedLM");
+    let scorer = |dir: &std::path::Path| {
+        EncoderScorer::load(&bare, &Checkpoint::open(dir).unwrap(), Device::Cpu)
+            .map_err(|failure| failure.message)
+    };
+    let rows = ragged(&[vec![0, 9, 2]], None);
+    close(&scorer(saved.path()).unwrap().score(rows.view(), &Unattended).unwrap(), &score(1), 2e-5, "saved");
+    let message = scorer(directory.path()).err().unwrap();
+    assert!(message.contains("without a classification head"), "{message}");
     let failure = load(&config, 1).err().expect("a classifier without head is damaged");
     assert!(failure.message.contains("classifier.dense.weight"), "{failure}");
 }

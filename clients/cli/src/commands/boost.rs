@@ -26,7 +26,8 @@ const ROWS_PER_CALL: usize = 16;
 /// `best` (an index) and `response`; rows with `references` also with `rougeL` and `oracle_rougeL`.
 #[derive(Debug, Args)]
 pub struct Boost {
-    /// Scorer: a directory, a hub id or a short name (cappy-large, demo); NAME#LABEL ranks by one label of several
+    /// Scorer: a directory, a hub id or a short name (cappy-large, demo);
+    /// NAME#LABEL ranks by one label of several
     #[arg(long, default_value = "cappy-large", value_name = "MODEL")]
     scorer: String,
     /// Generator of the candidates, for rows that bring none (as `generate --model`)

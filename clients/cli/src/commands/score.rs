@@ -21,7 +21,8 @@ const ROWS_PER_CALL: usize = 64;
 /// the regression head, near 0 for wrong and near 1 for right.
 #[derive(Debug, Args)]
 pub struct Score {
-    /// Scorer: a directory, a hub id or a short name (cappy-large, demo); NAME#LABEL ranks by one label of several
+    /// Scorer: a directory, a hub id or a short name (cappy-large, demo);
+    /// NAME#LABEL ranks by one label of several
     #[arg(long, default_value = "cappy-large", value_name = "MODEL")]
     scorer: String,
     #[command(flatten)]

@@ -45,7 +45,8 @@ const HELP: &str = "\
 #[derive(Debug, Args)]
 #[command(after_long_help = HELP)]
 pub struct Adapt {
-    /// Scorer to start from: a directory, a hub id, a short name (cappy-large, demo) or an adapted one (mdl_...); NAME#LABEL ranks by one label of several
+    /// Scorer to start from: a directory, a hub id, a short name (cappy-large, demo) or an adapted one (mdl_...);
+    /// NAME#LABEL ranks by one label of several
     #[arg(long, default_value = "cappy-large", value_name = "MODEL")]
     scorer: String,
     /// Rows to learn from, as JSON Lines (.jsonl, .jsonl.gz, .jsonl.zst; - for standard input)

@@ -35,7 +35,8 @@ const HELP: &str = "\
 #[derive(Debug, Args)]
 #[command(after_long_help = HELP)]
 pub struct Boost {
-    /// Scorer: a directory, a hub id, a short name (cappy-large, demo) or the id of an adapted one (mdl_...); NAME#LABEL ranks by one label of several
+    /// Scorer: a directory, a hub id, a short name (cappy-large, demo) or the id of an adapted one (mdl_...);
+    /// NAME#LABEL ranks by one label of several
     #[arg(long, default_value = "cappy-large", value_name = "MODEL")]
     scorer: String,
     /// Rows as JSON Lines (.jsonl, .jsonl.gz, .jsonl.zst; - for standard input)

@@ -35,7 +35,8 @@ pub struct Promptsource {
     /// Rows as JSON Lines (.jsonl, .jsonl.gz, .jsonl.zst; - for standard input)
     #[arg(long, value_name = "FILE")]
     data: PathBuf,
-    /// Scorer: a directory, a hub id, a short name (cappy-large, demo) or the id of an adapted one (mdl_...); NAME#LABEL ranks by one label of several
+    /// Scorer: a directory, a hub id, a short name (cappy-large, demo) or the id of an adapted one (mdl_...);
+    /// NAME#LABEL ranks by one label of several
     #[arg(long, default_value = "cappy-large", value_name = "MODEL")]
     scorer: String,
     /// Stop at the first bad row

@@ -105,6 +105,12 @@ pub enum RuleName {
 }
 
 impl GenerationFlags {
+    /// The flags of a recipe: no decodings and no number are the seed's.
+    pub fn of(decodings: Vec<String>, num_samples: Option<u32>) -> Self {
+        let num_samples = num_samples.unwrap_or(NUM_SAMPLES);
+        Self { decodings, num_samples, top_k: None, min_length_rule: RuleName::Pytorch }
+    }
+
     /// As the wire has it.
     ///
     /// # Errors

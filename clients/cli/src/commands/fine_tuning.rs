@@ -55,8 +55,7 @@ impl FineTuningFlags {
         let schedule = match self.schedule {
             Some(ScheduleName::Upstream) => Schedule::Upstream,
             Some(ScheduleName::Corrected) => Schedule::Corrected,
-            None if unset.schedule == "corrected" => Schedule::Corrected,
-            None => Schedule::Upstream,
+            None => schedule_named(unset.schedule).expect("settings of our own name a schedule"),
         };
         FineTuning {
             learning_rate: self.learning_rate.unwrap_or(unset.learning_rate),
@@ -72,6 +71,15 @@ impl FineTuningFlags {
             evaluate_every: 0,
             patience: 0,
         }
+    }
+}
+
+/// The schedule of a name, if there is one.
+pub fn schedule_named(name: &str) -> Option<Schedule> {
+    match name {
+        "upstream" => Some(Schedule::Upstream),
+        "corrected" => Some(Schedule::Corrected),
+        _ => None,
     }
 }
 

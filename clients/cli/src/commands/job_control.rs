@@ -2,7 +2,7 @@
 
 use cappy_process::exit::Code;
 use cappy_proto::v1::{
-    CancelJobRequest, DeleteJobRequest, GetJobRequest, Job, ListJobsRequest, PauseJobRequest,
+    CancelJobRequest, DeleteJobRequest, GetJobRequest, Job, JobState, ListJobsRequest, PauseJobRequest,
     ResumeJobRequest,
 };
 use clap::Args;
@@ -46,11 +46,14 @@ impl List {
         let items: Vec<_> = jobs
             .iter()
             .map(|job| {
-                let done = job.progress.as_ref().map_or(0.0, |progress| progress.fraction);
+                // The list may come without progress; then only the end is known.
+                let known = job.progress.as_ref().map(|progress| progress.fraction);
+                let succeeded = job.state() == JobState::Succeeded;
+                let done = if succeeded { Some(1.0) } else { known };
                 json!({
                     "id": job.id,
                     "state": job_view::state_name(job),
-                    "done": format!("{:.0}%", done * 100.0),
+                    "done": done.map(|done| format!("{:.0}%", done * 100.0)),
                     "created": job_view::time(job.create_time.as_ref()),
                     "kind": job.kind,
                     "title": job.title,

@@ -1,7 +1,10 @@
 //! `logs JOB`: what happened, in order.
 
 use cappy_process::exit::Code;
-use cappy_proto::v1::{GetLogsRequest, LogEntry};
+use cappy_proto::{
+    ShardId,
+    v1::{GetLogsRequest, LogEntry},
+};
 use clap::Args;
 use serde_json::json;
 
@@ -30,9 +33,12 @@ impl Logs {
     /// Prints the entries as they come.
     pub async fn run(self, global: &Global, printer: &Printer) -> Outcome {
         let cluster = Cluster::connect(global, Need::Records, printer).await?;
+        // A whole id is looked up there, the beginning of one here.
+        let whole = |id: &&String| id.parse::<ShardId>().is_ok();
+        let shard_id = self.shard.as_ref().filter(whole).cloned().unwrap_or_default();
         let mut pages = cluster
             .jobs()
-            .get_logs(GetLogsRequest { job_id: self.job, ..GetLogsRequest::default() })
+            .get_logs(GetLogsRequest { job_id: self.job, stage: String::new(), shard_id })
             .await?
             .into_inner();
         let mut all = Vec::new();

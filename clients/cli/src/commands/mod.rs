@@ -25,6 +25,7 @@ mod submit_adapt;
 mod submit_bigbench;
 mod submit_boost;
 mod submit_generate;
+mod submit_pretrain;
 mod submit_promptsource;
 mod submit_score;
 mod watch;

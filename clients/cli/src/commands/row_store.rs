@@ -122,7 +122,7 @@ impl Ids {
 }
 
 /// What a file is called in results and stage names: letters, digits, `_`, `-`, `.`.
-fn name_of(path: &Path) -> String {
+pub fn name_of(path: &Path) -> String {
     let file = path.file_name().unwrap_or_default().to_string_lossy();
     let stem = [".gz", ".zst"].iter().find_map(|packed| file.strip_suffix(packed)).unwrap_or(&file);
     let stem = stem.strip_suffix(".jsonl").unwrap_or(stem);

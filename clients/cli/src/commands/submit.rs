@@ -8,8 +8,8 @@ use clap::{Args, Subcommand};
 use serde_json::json;
 
 use super::{
-    job_view, submit_adapt, submit_bigbench, submit_boost, submit_generate, submit_promptsource,
-    submit_score, watch,
+    job_view, submit_adapt, submit_bigbench, submit_boost, submit_generate, submit_pretrain,
+    submit_promptsource, submit_score, watch,
 };
 use crate::{arguments::Global, cluster::Cluster, failure::Outcome, interrupt, printer::Printer};
 
@@ -28,6 +28,8 @@ pub enum Submit {
     Adapt(submit_adapt::Adapt),
     /// Choose the best candidate of every row of a file
     Boost(submit_boost::Boost),
+    /// Train a scorer on a mixture of datasets, from a recipe
+    Pretrain(submit_pretrain::Pretrain),
 }
 
 /// Flags of every kind.
@@ -59,6 +61,7 @@ impl Submit {
             Self::Score(verb) => verb.run(global, printer).await,
             Self::Adapt(verb) => verb.run(global, printer).await,
             Self::Boost(verb) => verb.run(global, printer).await,
+            Self::Pretrain(verb) => verb.run(global, printer).await,
         }
     }
 }

@@ -9,4 +9,8 @@ mod crashes;
 mod embedded;
 mod job;
 mod online;
+mod own_data;
+mod pretrain;
+mod promptsource;
 mod separate_processes;
+mod sharing;

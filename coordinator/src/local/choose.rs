@@ -9,7 +9,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::{ArtifactRef, LocalError, output, rows, text_output};
-use crate::{artifacts::ArtifactStore, store::NamedOutput};
+use crate::{artifacts::ArtifactStore, store::ShardOutput};
+
+/// Rows without a choice that are named; more are only counted.
+const NAMED: usize = 100;
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Choose {
@@ -27,6 +30,8 @@ struct Summary {
     rows: u64,
     candidates: u64,
     rows_with_references: u64,
+    /// Rows that have no candidate to choose: a generator that gave none.
+    rows_without_candidates: u64,
     /// ROUGE-L of the chosen candidate.
     #[serde(rename = "rougeL", skip_serializing_if = "Option::is_none")]
     rouge_l: Option<f64>,
@@ -52,15 +57,19 @@ struct Sums {
 }
 
 impl Choose {
-    pub(super) fn run(&self, artifacts: &ArtifactStore) -> Result<Vec<NamedOutput>, LocalError> {
+    pub(super) fn run(&self, artifacts: &ArtifactStore) -> Result<ShardOutput, LocalError> {
         let file = format!("{}.jsonl", self.name);
         let mut writer = artifacts.writer()?;
         let mut rouge = RougeScorer::new();
         let (mut summary, mut sums) = (Summary::default(), Sums::default());
+        let mut named = Vec::new();
         for row in rows::lines::<Map<String, Value>>(artifacts, &file, &self.rows) {
             let row = self.chosen(row?, &mut rouge, &mut summary, &mut sums).map_err(|reason| {
                 LocalError::Bad(format!("{file}: row {} of the scored rows: {reason}", summary.rows))
             })?;
+            if !row.contains_key("best") && named.len() < NAMED {
+                named.push((summary.rows, "there is no candidate to choose".to_owned()));
+            }
             summary.rows += 1;
             write_json_line(&mut writer, &row, JsonStyle::Compact).map_err(std::io::Error::from)?;
         }
@@ -74,10 +83,17 @@ impl Choose {
         }
         let text =
             serde_json::to_string_pretty(&summary).map_err(|error| LocalError::Bad(error.to_string()))?;
-        Ok(vec![output(writer, &file)?, text_output(artifacts, "summary.json", &format!("{text}\n"))?])
+        let summary_file = text_output(artifacts, "summary.json", &format!("{text}\n"))?;
+        Ok(ShardOutput {
+            artifacts: vec![output(writer, &file)?, summary_file],
+            failed_rows: summary.rows_without_candidates,
+            named_failures: named,
+            ..Default::default()
+        })
     }
 
-    /// The row with `best`, `response` and its measures; or what is wrong with it.
+    /// The row with `best`, `response` and its measures, without them where there is nothing to choose; or what is wrong
+    /// with it.
     fn chosen(
         &self,
         mut row: Map<String, Value>,
@@ -101,9 +117,13 @@ impl Choose {
             return Err(format!("{} candidates but {} scores", candidates.len(), numbers.len()));
         }
         let best = selection::best(&numbers)
-            .map_err(|at| format!("the score of candidate {at} is not a number; the scorer is broken"))?
-            .ok_or("there is no candidate to choose")?;
+            .map_err(|at| format!("the score of candidate {at} is not a number; the scorer is broken"))?;
         let references = references(&row)?;
+        let Some(best) = best else {
+            row.insert("scores".into(), scores);
+            summary.rows_without_candidates += 1;
+            return Ok(row);
+        };
         summary.candidates += candidates.len() as u64;
         summary.changed += u64::from(best != 0);
         row.insert("scores".into(), scores);
@@ -178,8 +198,8 @@ mod tests {
         let parts = vec![files.lines(&rows[..1]).await, files.lines(&rows[1..]).await];
         let task = Choose { name: "mine".into(), rows: parts.clone(), decodings: vec![] };
         let made = files.run(move |store| task.run(store)).await.unwrap();
-        assert_eq!(made[0].name, "mine.jsonl");
-        let text = files.text(&made[0]).await;
+        assert_eq!(made.artifacts[0].name, "mine.jsonl");
+        let text = files.text(&made.artifacts[0]).await;
         let lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
         assert_eq!(
             lines[0],
@@ -189,16 +209,31 @@ mod tests {
         );
         assert_eq!((&lines[1]["best"], lines[1].get("rougeL")), (&json!(0), None), "the first wins a tie");
         assert_eq!(lines[2]["response"], "p");
-        let summary: Value = serde_json::from_str(&files.text(&made[1]).await).unwrap();
+        let summary: Value = serde_json::from_str(&files.text(&made.artifacts[1]).await).unwrap();
         assert_eq!(
             summary,
-            json!({"rows": 3, "candidates": 6, "rows_with_references": 2, "rougeL": 1.0, "first_rougeL": 0.5,
+            json!({"rows": 3, "candidates": 6, "rows_with_references": 2, "rows_without_candidates": 0, "rougeL": 1.0, "first_rougeL": 0.5,
                    "oracle_rougeL": 1.0, "gap_closed": 1.0, "changed": 1})
         );
 
         let task = Choose { name: "mine".into(), rows: parts, decodings: vec!["b".into(), "s".into()] };
         let made = files.run(move |store| task.run(store)).await.unwrap();
-        assert!(files.text(&made[0]).await.lines().last().unwrap().contains(r#""response":"q""#));
+        assert!(files.text(&made.artifacts[0]).await.lines().last().unwrap().contains(r#""response":"q""#));
+    }
+
+    #[tokio::test]
+    async fn a_row_without_candidates_is_counted_named_and_survived() {
+        let files = Files::new();
+        let rows = [
+            json!({"responses": ["x"], "scores": [1]}),
+            json!({"flan_samples": {"s": []}, "references": ["x"], "scores": []}),
+        ];
+        let task = Choose { name: "mine".into(), rows: vec![files.lines(&rows).await], decodings: vec![] };
+        let made = files.run(move |store| task.run(store)).await.unwrap();
+        assert_eq!(made.failed_rows, 1);
+        assert_eq!(made.named_failures, [(1, "there is no candidate to choose".to_owned())]);
+        let written = files.text(&made.artifacts[0]).await;
+        assert_eq!(serde_json::from_str::<Value>(written.lines().nth(1).unwrap()).unwrap(), rows[1]);
     }
 
     #[tokio::test]
@@ -210,7 +245,6 @@ mod tests {
                 "row 1 of the scored rows: the score of candidate 0",
             ),
             (json!({"responses": ["x"], "scores": [1, 2]}), "1 candidates but 2 scores"),
-            (json!({"responses": [], "scores": []}), "no candidate"),
             (json!({"responses": ["x"], "scores": [1], "references": "x"}), "`references` is not a list"),
         ] {
             let good = json!({"responses": ["x"], "scores": [1]});

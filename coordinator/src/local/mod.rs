@@ -76,10 +76,10 @@ impl LocalTask {
             Self::Label(task) => task.run(artifacts)?,
             Self::Select(task) => task.run(artifacts)?,
             Self::Report(task) => task.run(artifacts)?,
-            Self::Choose(task) => task.run(artifacts)?,
             Self::Accuracy(task) => task.run(artifacts)?,
             Self::Examples(task) => task.run(artifacts)?,
             Self::Mix(task) => task.run(artifacts)?,
+            Self::Choose(task) => return task.run(artifacts),
             Self::Register(task) => return task.run(artifacts),
         };
         Ok(ShardOutput { artifacts: outputs, ..Default::default() })

@@ -59,14 +59,26 @@ pub(crate) fn next_steps(graph: &Graph, record: &JobRecord) -> Vec<Step> {
 
 fn finish(graph: &Graph, record: &JobRecord, states: &[StageState]) -> Step {
     let whole = states.iter().all(|state| state.has_outputs());
-    let lost: u64 = record.failures.iter().filter_map(|failure| Some(failure.rows?.len())).sum();
+    let set_aside: u64 = record.failures.iter().filter_map(|failure| Some(failure.rows?.len())).sum();
+    let outputs = || record.stages.iter().filter_map(|stage| Some((stage, stage.outputs.as_ref()?)));
+    let without_result = outputs().flat_map(|(_, shards)| shards.iter()).map(|shard| shard.failed_rows);
+    let lost = set_aside + without_result.sum::<u64>();
     if whole && lost == 0 {
         return Step::Finish { state: JobState::Succeeded, message: String::new() };
     }
     let first = states.iter().position(|state| *state == StageState::Failed);
     let cause = first.map(|index| cause(&record.stages[index])).or_else(|| {
-        let failure = record.failures.iter().find(|failure| failure.rows.is_some())?;
-        Some(format!("row {} of `{}`: {}", failure.rows?.start, failure.stage, failure.message))
+        let row = |row: u64, stage: &str, message: &str| format!("row {row} of `{stage}`: {message}");
+        let set_aside = record
+            .failures
+            .iter()
+            .find_map(|failure| Some(row(failure.rows?.start, &failure.stage, &failure.message)));
+        set_aside.or_else(|| {
+            outputs().find_map(|(stage, shards)| {
+                let (at, message) = shards.iter().find_map(|shard| shard.named_failures.first())?;
+                Some(row(*at, &stage.name, message))
+            })
+        })
     });
     let delivering = || graph.nodes.iter().zip(states).filter(|(node, _)| node.delivers);
     let total = delivering().count();
@@ -619,6 +631,14 @@ mod tests {
         assert_eq!(
             shown_of(&graph, &record),
             ["finish partial 2 rows have no result; first: row 7 of `generate`: too hard"]
+        );
+        record.failures.clear();
+        let choose = record.stages[3].outputs.as_mut().unwrap();
+        choose[0].failed_rows = 1;
+        choose[0].named_failures = vec![(4, "no candidate".into())];
+        assert_eq!(
+            shown_of(&graph, &record),
+            ["finish partial 1 row has no result; first: row 4 of `choose`: no candidate"]
         );
     }
 }

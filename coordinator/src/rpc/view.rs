@@ -72,6 +72,17 @@ pub(super) fn job(context: &Context, record: &JobRecord) -> v1::Job {
             }
         })
         .collect();
+    let without_result = record.stages.iter().flat_map(|stage| {
+        let named = stage.outputs.iter().flatten().flat_map(|shard| &shard.named_failures);
+        named.map(|(row, message)| v1::Failure {
+            stage: stage.name.clone(),
+            code: "no_result".into(),
+            message: message.clone(),
+            row_start: *row,
+            row_end: row + 1,
+            ..Default::default()
+        })
+    });
     let failures = record
         .failures
         .iter()
@@ -84,6 +95,7 @@ pub(super) fn job(context: &Context, record: &JobRecord) -> v1::Job {
             row_start: failure.rows.map_or(0, |rows| rows.start),
             row_end: failure.rows.map_or(0, |rows| rows.end),
         })
+        .chain(without_result)
         .collect();
     v1::Job {
         progress: Some(v1::JobProgress {

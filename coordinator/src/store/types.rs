@@ -172,6 +172,10 @@ impl RowRange {
     }
 }
 
+fn is_zero(count: &u64) -> bool {
+    *count == 0
+}
+
 /// What one shard produced.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct ShardOutput {
@@ -184,6 +188,11 @@ pub(crate) struct ShardOutput {
     /// Units of the shard, which are rows where it is one of rows; the store adds them when the stage ends.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) units: Option<u64>,
+    /// Rows among the outputs that have no result, and the first of them by their place and the reason.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub(crate) failed_rows: u64,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) named_failures: Vec<(u64, String)>,
     /// A model to register with the commit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) model: Option<NewModel>,

@@ -3,9 +3,10 @@
 use std::fs;
 use std::path::Path;
 
+use cappy_eval::bigbench::GENERATIVE_SUBSETS;
 use cappy_eval::report::{
-    Cell, LoadReportError, ModelResults, baselines_from_generations, load_results, methods_table,
-    overall_interval, render, scores_table,
+    Cell, LoadReportError, ModelResults, baselines_from_generations, details_table, load_results,
+    methods_table, overall_interval, plot, published, render, scores_table,
 };
 use cappy_eval::rows::{
     BadLinePolicy, GeneratedRow, JsonLines, JsonLinesWriter, JsonStyle, ReadError, Row, load, write_json_line,
@@ -181,6 +182,31 @@ fn results_of_ours_and_of_the_reference_make_one_table() {
     }
     assert!(text.contains("1 subset, 2 validation rows; Cappy 95% interval 80.0"), "{text}");
     assert!(text.contains("71.4% of the gap from beam search to the oracle closed"), "{text}");
+}
+
+#[test]
+fn the_reference_files_give_the_published_means_by_size() {
+    let folder = TempDir::new().unwrap();
+    for model in ["flan-t5-xxl", "flan-t5-small", "flan-t5-xl", "flan-t5-base", "flan-t5-large", "a-model"] {
+        for subset in GENERATIVE_SUBSETS {
+            let rouge_l = published::score(model, subset).unwrap_or(0.5);
+            let path = folder.path().join(model).join(format!("{subset}.json"));
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, format!("{{\"rougeL\": {rouge_l}}}")).unwrap();
+        }
+    }
+    let loaded = load_results(folder.path()).unwrap();
+    let names: Vec<_> = loaded.models.iter().map(|model| model.model.as_str()).collect();
+    assert_eq!(names[..5], published::MODELS);
+    let text = render::text(&scores_table(&loaded.models));
+    let mean = text.lines().find(|line| line.starts_with("mean over 45 subsets")).unwrap();
+    let figures: Vec<&str> = mean.split_whitespace().skip(4).collect();
+    let published = ["23.6543", "27.6178", "30.3802", "33.2775", "37.1678"];
+    let doubled: Vec<&str> = published.iter().flat_map(|x| [*x, *x]).collect();
+    assert_eq!(figures[..10], doubled, "ours, then the published one");
+    assert!(loaded.models.iter().all(|model| details_table(model).is_none()));
+    let plot = plot::gains(&loaded.models).unwrap();
+    assert_eq!((plot.rows.len(), plot.models.len()), (45, 6));
 }
 
 #[test]

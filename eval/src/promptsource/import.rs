@@ -57,10 +57,11 @@ pub struct ImportedDataset {
 }
 
 impl ImportReport {
-    /// Rows and renderings that were bad, and datasets that were left out or gave nothing.
+    /// Rows and renderings that were bad, and datasets that could not be used or gave nothing.
     pub fn bad(&self) -> u64 {
+        let faults = self.skipped.iter().filter(|skip| !skip.is_absent).count();
         let empty = self.datasets.iter().filter(|dataset| dataset.rows == 0 && dataset.bad == 0).count();
-        self.datasets.iter().map(|dataset| dataset.bad).sum::<u64>() + (self.skipped.len() + empty) as u64
+        self.datasets.iter().map(|dataset| dataset.bad).sum::<u64>() + (faults + empty) as u64
     }
 }
 

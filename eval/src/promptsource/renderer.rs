@@ -98,7 +98,7 @@ impl CompiledTemplate {
         let mut environment = python::environment();
         let mut add = |name: &'static str, source: &str| {
             environment
-                .add_template_owned(name, python::with_live_literals(source).into_owned())
+                .add_template_owned(name, python::translated(source))
                 .map_err(|error| RenderError { reason: explain(&error, name) })
         };
         match variant {

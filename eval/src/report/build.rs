@@ -191,7 +191,7 @@ fn counted(n: usize, what: &str) -> String {
 
 impl Cell {
     /// A share of one, times 100.
-    fn percent(share: Option<f64>) -> Self {
+    pub(super) fn percent(share: Option<f64>) -> Self {
         share.filter(|share| share.is_finite()).map_or(Self::Empty, |share| Self::Number(100.0 * share))
     }
 }

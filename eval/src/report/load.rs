@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use indexmap::IndexMap;
 
-use super::ModelResults;
+use super::{ModelResults, published};
 use crate::bigbench::{Split, split_file};
 use crate::rows::{BadLinePolicy, GeneratedRow, Row, explain_chain, load};
 use crate::selection::{SubsetResult, baselines};
@@ -19,7 +19,7 @@ const VALIDATION_ENDING: &str = "_validation.jsonl";
 /// Results found, and files that were none.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct LoadedResults {
-    /// One for each generator, by name.
+    /// One for each generator: the published ones by size, others behind by name.
     pub models: Vec<ModelResults>,
     /// Files left out.
     pub skipped: Vec<SkippedFile>,
@@ -90,6 +90,7 @@ pub fn load_results(folder: &Path) -> Result<LoadedResults, LoadReportError> {
         }
         loaded.add(model, subsets);
     }
+    loaded.sort();
     match loaded.models.is_empty() {
         true => {
             Err(LoadReportError::NoResults { path: folder.display().to_string(), skipped: loaded.skipped })
@@ -124,6 +125,7 @@ pub fn baselines_from_generations(
         }
         loaded.add(model, subsets);
     }
+    loaded.sort();
     match loaded.models.is_empty() {
         true => Err(LoadReportError::NoGenerations {
             path: generations.display().to_string(),
@@ -138,6 +140,11 @@ impl LoadedResults {
         if !subsets.is_empty() {
             self.models.push(ModelResults { model, subsets });
         }
+    }
+
+    /// The published generators by size, others behind by name.
+    fn sort(&mut self) {
+        self.models.sort_by_key(|model| published::place(&model.model));
     }
 
     fn skip(&mut self, path: PathBuf, error: &(dyn std::error::Error + 'static)) {

@@ -43,6 +43,11 @@ pub fn mean(model: &str, method: &str) -> Option<f64> {
     MEANS.iter().find(|(name, _)| *name == method).map(|(_, means)| means[column])
 }
 
+/// The position of a generator among the published ones; others come behind.
+pub(super) fn place(model: &str) -> usize {
+    model_index(model).unwrap_or(MODELS.len())
+}
+
 fn model_index(model: &str) -> Option<usize> {
     let name = model.strip_prefix("google/").unwrap_or(model);
     MODELS.iter().position(|known| *known == name)

@@ -32,7 +32,7 @@ pub struct Import {
     datasets: PathBuf,
     /// Rows to write (.jsonl, .jsonl.gz, .jsonl.zst; - for standard output)
     #[arg(long, value_name = "FILE")]
-    output: PathBuf,
+    output: String,
     /// Only this dataset, by name (ANLI R1) or folder (super_glue/cb); may be given several times
     #[arg(long = "dataset", visible_alias = "subset", value_name = "NAME")]
     wanted: Vec<String>,
@@ -78,16 +78,22 @@ impl Import {
                 done.dataset_name, done.rows, done.examples, done.templates
             )),
         };
-        let report = promptsource::import(&self.templates, &self.datasets, &self.output, &options, &mut tell)
-            .map_err(|error: ImportError| Failure::failed(explain(&error)))?;
+        let report = promptsource::import(
+            &self.templates,
+            &self.datasets,
+            Path::new(&self.output),
+            &options,
+            &mut tell,
+        )
+        .map_err(|error: ImportError| Failure::failed(explain(&error)))?;
         for skip in &report.skipped {
             printer.warning(format!("left out {}: {}", skip.name, skip.reason));
         }
-        if self.output != Path::new("-") {
+        if self.output != "-" {
             printer.list(&rows(&report), &COLUMNS)?;
         }
         let seconds = start.elapsed().as_secs_f64();
-        printer.note(format!("{} rows in {} in {seconds:.1} s", report.rows, self.output.display()));
+        printer.note(format!("{} rows in {} in {seconds:.1} s", report.rows, self.output));
         match report.bad() {
             0 => Ok(Code::Done),
             bad => {

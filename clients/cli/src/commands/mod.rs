@@ -16,6 +16,7 @@ mod logs;
 mod models;
 mod registered_models;
 mod report;
+mod report_plot;
 mod results;
 mod rouge_l;
 mod row_store;

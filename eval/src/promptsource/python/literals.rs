@@ -15,7 +15,7 @@ pub(super) const DICT: &str = "__live_dict";
 const OPERATORS: [&str; 9] = ["in", "and", "or", "not", "if", "elif", "else", "is", "set"];
 
 /// The source with every literal wrapped; a source that Jinja would refuse stays one.
-pub(in super::super) fn with_live_literals(source: &str) -> Cow<'_, str> {
+pub(super) fn with_live_literals(source: &str) -> Cow<'_, str> {
     if !source.contains(['[', '{']) {
         return Cow::Borrowed(source);
     }

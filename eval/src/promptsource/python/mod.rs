@@ -1,7 +1,7 @@
 //! What templates written for Python expect of their values, where MiniJinja differs from Jinja2.
 //!
 //! Lists and dicts are objects that can be changed in place ([`List`], [`Dict`]); literals become such objects because
-//! `literals.rs` rewrites the source. Everything is printed as Python prints it ([`text`]). `filters.rs` and
+//! `literals.rs` rewrites the source, and `loops.rs` makes loop filters lazy. Everything is printed as Python prints it ([`text`]). `filters.rs` and
 //! `methods.rs` hold what MiniJinja lacks or does otherwise. One rendering's objects and random draws belong to a
 //! [`Scratch`].
 
@@ -9,6 +9,7 @@ mod dict;
 mod filters;
 mod list;
 mod literals;
+mod loops;
 mod methods;
 mod scratch;
 pub(super) mod text;
@@ -16,7 +17,6 @@ mod values;
 
 use minijinja::{Environment, Error, ErrorKind, UndefinedBehavior, Value};
 
-pub(super) use literals::with_live_literals;
 pub(super) use scratch::Scratch;
 pub(super) use values::{SEPARATOR, context_of, unprotect};
 
@@ -27,6 +27,11 @@ use list::List;
 ///
 /// The heaviest real templates walk a few thousand tokens; this allows a hundred times that.
 const FUEL: u64 = 2_000_000;
+
+/// A template's source, as MiniJinja has to read it to do what Jinja2 does.
+pub(super) fn translated(source: &str) -> String {
+    loops::with_lazy_filters(&literals::with_live_literals(source)).into_owned()
+}
 
 /// An environment without templates that renders as Jinja2 does.
 pub(super) fn environment() -> Environment<'static> {

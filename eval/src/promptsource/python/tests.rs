@@ -58,6 +58,10 @@ fn lists_and_dicts_change_in_place() {
             "2",
         ),
         ("{% set x = [] %}{% set _ = x.append(x) %}{{ x | length }}", "1"),
+        (
+            "{% set x = [] %}{% for i in [1, 2, 1] if i not in x %}{{ x.append(i) or '' }}{% endfor %}{{ x }}",
+            "[1, 2]",
+        ),
         ("{% for a, b in zip(l, 'xyz') %}{{ a }}{{ b }}{% endfor %}", "1x2y"),
         ("{{ ['b', 'a', 'b', 'a', 'c'] | most_frequent }}", "['b', 'a']"),
     ] {

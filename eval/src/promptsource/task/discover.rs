@@ -47,6 +47,8 @@ pub struct NamedSkip {
     pub name: String,
     /// Why.
     pub reason: String,
+    /// Nothing is there to read: worth a word, no fault.
+    pub is_absent: bool,
 }
 
 /// Why there are no tasks.
@@ -146,7 +148,11 @@ pub fn find(
             if files.is_empty() {
                 if is_wanted(name, folder) {
                     let expected = if start.is_empty() { String::new() } else { format!(" named {start}*") };
-                    found.skip(name, format!("its folder has no .jsonl, .csv or .parquet file{expected}"));
+                    found.skip(
+                        name,
+                        format!("its folder has no .jsonl, .csv or .parquet file{expected}"),
+                        true,
+                    );
                 }
                 continue;
             }
@@ -160,7 +166,7 @@ pub fn find(
                         templates,
                         skipped,
                     }),
-                    Err(error) => found.skip(folder, crate::rows::explain_chain(&error)),
+                    Err(error) => found.skip(folder, crate::rows::explain_chain(&error), false),
                 }
             }
         }
@@ -179,8 +185,8 @@ pub fn find(
 }
 
 impl Found {
-    fn skip(&mut self, name: &str, reason: String) {
-        self.skipped.push(NamedSkip { name: name.to_owned(), reason });
+    fn skip(&mut self, name: &str, reason: String, is_absent: bool) {
+        self.skipped.push(NamedSkip { name: name.to_owned(), reason, is_absent });
     }
 }
 

@@ -43,7 +43,7 @@ enum Target {
 /// The texts of a call: words of a fixed list, the same for every side.
 fn row(call: usize) -> (String, Vec<String>) {
     const WORDS: [&str; 8] = ["pear", "fig", "apple", "sort", "the", "words", "orange", "banana"];
-    let mut state = call as u64 * 0x9e37_79b9_7f4a_7c15 + 1;
+    let mut state = (call as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let mut words = |count: usize| {
         let word = |_| {
             state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
@@ -143,7 +143,7 @@ async fn main() -> Result<(), Failure> {
         other => return Err(format!("`{other}` is neither grpc nor http").into()),
     };
     // Nobody measures the loading of the model.
-    target.connect(0).await?.call(usize::MAX >> 32).await?;
+    target.connect(0).await?.call(calls).await?;
 
     let next = Arc::new(AtomicUsize::new(0));
     let started = Instant::now();

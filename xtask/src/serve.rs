@@ -67,9 +67,10 @@ impl Serve {
             Some(python) => with_tokenizer(&model(python, &self.shape)?)?.display().to_string(),
         };
         let profile = ["--profile", &self.profile];
-        run("build", cargo(["build", "--locked", "--quiet", "--workspace"]).args(profile))?;
-        let example = ["build", "--locked", "--quiet", "--workspace", "--example", "bench_serve"];
-        run("build the callers", cargo(example).args(profile))?;
+        // The programs, the backend's library and the callers in one build: they share their dependencies.
+        let all =
+            ["build", "--locked", "--quiet", "--workspace", "--lib", "--bins", "--example", "bench_serve"];
+        run("build", cargo(all).args(profile))?;
         let built = target().join(if self.profile == "dev" { "debug" } else { &self.profile });
         let callers = built.join("examples/bench_serve");
 

@@ -20,7 +20,7 @@ pub struct Descriptor {
     pub scorer_architectures: Vec<String>,
     /// Likewise for generators: `t5`.
     pub generator_architectures: Vec<String>,
-    /// `training`, `tensor-parallel`, ...
+    /// `training`, [`DATA_PARALLEL`], [`TENSOR_PARALLEL`].
     pub features: Vec<String>,
 }
 
@@ -37,12 +37,78 @@ pub struct LoadRequest {
     pub device: String,
     /// `auto`, `f32`, `bf16`, `int8`.
     pub dtype: String,
-    /// JSON object; for a trainer the fields of [`TrainerOptions`]. Unknown keys are refused.
+    /// JSON object: the fields of [`ModelOptions`], for a trainer those of [`TrainerOptions`]. Unknown keys are
+    /// refused.
     pub options_json: String,
 }
 
+/// In [`Descriptor::features`]: trainers take [`TrainerOptions::group`] of the kind `data`.
+pub const DATA_PARALLEL: &str = "data-parallel";
+/// In [`Descriptor::features`]: generators take [`ModelOptions::group`] of the kind `tensor`.
+pub const TENSOR_PARALLEL: &str = "tensor-parallel";
+
+/// How the ranks of a group share the work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum GroupKind {
+    /// Each rank holds the whole model and computes its share of every micro-batch's rows.
+    Data,
+    /// Each rank holds a slice of every weight and computes its share of every row.
+    Tensor,
+}
+
+/// Processes that run one model or one training run together, and this one's place among them.
+///
+/// Every rank is called with the same arguments in the same order (the same batches, seeds and rates) and gives the
+/// same answers; what they exchange in between is the backend's own business. A call fails on all ranks when one of
+/// them is gone.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Group {
+    /// What is shared.
+    pub kind: GroupKind,
+    /// This process, from 0.
+    pub rank: u32,
+    /// Processes.
+    pub world: u32,
+    /// `host:port` on which rank 0 listens for the others.
+    pub rendezvous: String,
+    /// On rank 0: the file descriptor of the socket that listens at `rendezvous`; the backend owns it from here on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub listener: Option<i32>,
+    /// Address of this process's host by which the other ranks reach it: `127.0.0.1`, `10.0.0.7`.
+    pub host: String,
+    /// Seconds that a rank waits for the others, at the start and in each exchange, before it gives up.
+    pub timeout_seconds: u64,
+}
+
+impl Group {
+    /// What a backend without groups says of one.
+    ///
+    /// # Errors
+    /// `Unsupported` naming the backend, when there is a group.
+    pub fn refuse(group: Option<&Self>, backend: &str) -> Result<(), Failure> {
+        match group {
+            None => Ok(()),
+            Some(group) => Err(Failure::unsupported(format!(
+                "the {backend} backend runs on one device, not on {} together; use a backend with groups, such as libtorch",
+                group.world
+            ))),
+        }
+    }
+}
+
+/// Options of a scorer or generator, carried in [`LoadRequest::options_json`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ModelOptions {
+    /// The ranks that hold the model together; only for a backend with the feature [`TENSOR_PARALLEL`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub group: Option<Group>,
+}
+
 /// Hyper-parameters of a trainer, carried in [`LoadRequest::options_json`].
-#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct TrainerOptions {
     /// Dropout probability, used in every place where the reference implementation uses one.
@@ -57,11 +123,33 @@ pub struct TrainerOptions {
     pub weight_decay: f64,
     /// Key of all randomness (dropout; weights that the checkpoint lacks).
     pub seed: u64,
+    /// Micro-batches that each [`Trainer::update`] will take, as far as the caller knows: the last of them may start
+    /// exchanging gradients while its backward pass goes on. 0: unknown.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub micro_batches: u64,
+    /// The ranks that train together; only for a backend with the feature [`DATA_PARALLEL`]. They start from the
+    /// weights (and after [`Trainer::load_checkpoint`] on rank 0, from the whole state) of rank 0.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub group: Option<Group>,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 impl Default for TrainerOptions {
     fn default() -> Self {
-        Self { dropout: 0.1, beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weight_decay: 0.0, seed: 11111 }
+        Self {
+            dropout: 0.1,
+            beta1: 0.9,
+            beta2: 0.999,
+            epsilon: 1e-8,
+            weight_decay: 0.0,
+            seed: 11111,
+            micro_batches: 0,
+            group: None,
+        }
     }
 }
 

@@ -4,7 +4,8 @@ use std::path::Path;
 
 use candle_core::Device;
 use cappy_plugin_abi::{
-    Backend, Descriptor, Failure, Generator, LoadRequest, Scorer, Trainer, TrainerOptions,
+    Backend, Descriptor, Failure, Generator, Group, LoadRequest, ModelOptions, Scorer, Trainer,
+    TrainerOptions,
 };
 use serde::de::DeserializeOwned;
 
@@ -15,19 +16,16 @@ use crate::t5;
 use crate::trainer::EncoderTrainer;
 use crate::weights::Checkpoint;
 
+const NAME: &str = "candle";
+
 /// The backend; it has no state of its own.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct CandleBackend;
 
-/// Scorers and generators have no options yet.
-#[derive(serde::Deserialize)]
-#[serde(deny_unknown_fields)]
-struct NoOptions {}
-
 impl Backend for CandleBackend {
     fn describe(&self) -> Descriptor {
         Descriptor {
-            name: "candle".into(),
+            name: NAME.into(),
             version: env!("CARGO_PKG_VERSION").into(),
             engine_version: "candle 0.11.1".into(),
             devices: devices(),
@@ -41,13 +39,13 @@ impl Backend for CandleBackend {
     fn load_scorer(&self, request: &LoadRequest) -> Result<Box<dyn Scorer>, Failure> {
         let device = device(&request.device)?;
         check_dtype(&request.dtype)?;
-        options::<NoOptions>(request)?;
+        alone(request)?;
         let checkpoint = Checkpoint::open(Path::new(&request.model_dir))?;
         Ok(Box::new(EncoderScorer::load(&request.config_json, &checkpoint, device)?))
     }
 
     fn load_generator(&self, request: &LoadRequest) -> Result<Box<dyn Generator>, Failure> {
-        options::<NoOptions>(request)?;
+        alone(request)?;
         t5::load(request)
     }
 
@@ -60,6 +58,7 @@ impl Backend for CandleBackend {
         };
         check_dtype(&request.dtype)?;
         let options: TrainerOptions = options(request)?;
+        Group::refuse(options.group.as_ref(), NAME)?;
         let family = Identity::parse(&request.config_json)?.family;
         if !family.trains() {
             let trained: Vec<&str> =
@@ -115,6 +114,11 @@ fn check_dtype(dtype: &str) -> Result<(), Failure> {
             "the candle backend does not compute in `{other}`; use `f32` or `auto`"
         ))),
     }
+}
+
+/// A scorer's or generator's options: none but a group, which is refused.
+fn alone(request: &LoadRequest) -> Result<(), Failure> {
+    Group::refuse(options::<ModelOptions>(request)?.group.as_ref(), NAME)
 }
 
 /// Options of a request; an empty text means none are given.

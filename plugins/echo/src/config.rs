@@ -18,11 +18,6 @@ pub(crate) struct Config {
     pub max_tokens: u32,
 }
 
-/// The options of a scorer or a generator.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct NoOptions {}
-
 impl Config {
     /// `Unsupported` for another architecture, device or dtype; `BadModel` for what is no configuration.
     pub(crate) fn of(request: &LoadRequest) -> Result<Self, Failure> {

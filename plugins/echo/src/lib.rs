@@ -25,7 +25,8 @@ mod weights;
 use std::path::Path;
 
 use cappy_plugin_abi::{
-    Backend, Descriptor, Failure, Generator, LoadRequest, Scorer, Trainer, TrainerOptions,
+    Backend, Descriptor, Failure, Generator, Group, LoadRequest, ModelOptions, Scorer, Trainer,
+    TrainerOptions,
 };
 
 use config::Config;
@@ -52,13 +53,15 @@ impl Backend for Echo {
 
     fn load_scorer(&self, request: &LoadRequest) -> Result<Box<dyn Scorer>, Failure> {
         let config = Config::of(request)?;
-        let config::NoOptions {} = config::options(request)?;
+        let options: ModelOptions = config::options(request)?;
+        Group::refuse(options.group.as_ref(), config::ARCHITECTURE)?;
         Ok(Box::new(scorer::EchoScorer { config, bias: weights::load(Path::new(&request.model_dir))? }))
     }
 
     fn load_generator(&self, request: &LoadRequest) -> Result<Box<dyn Generator>, Failure> {
         let config = Config::of(request)?;
-        let config::NoOptions {} = config::options(request)?;
+        let options: ModelOptions = config::options(request)?;
+        Group::refuse(options.group.as_ref(), config::ARCHITECTURE)?;
         // The bias has no use here, but a directory without weights is a mistake that wants to be told.
         weights::load(Path::new(&request.model_dir))?;
         Ok(Box::new(generator::EchoGenerator::new(config)))
@@ -67,6 +70,7 @@ impl Backend for Echo {
     fn load_trainer(&self, request: &LoadRequest) -> Result<Box<dyn Trainer>, Failure> {
         let config = Config::of(request)?;
         let options: TrainerOptions = config::options(request)?;
+        Group::refuse(options.group.as_ref(), config::ARCHITECTURE)?;
         let bias = weights::load(Path::new(&request.model_dir))?;
         Ok(Box::new(trainer::EchoTrainer::new(config, options, bias)))
     }

@@ -86,8 +86,8 @@ mod tests {
         // The page is white, and something is written on it.
         let white = pixmap.pixels().iter().filter(|pixel| pixel.red() == 255).count();
         assert!(white < pixmap.pixels().len() && white > pixmap.pixels().len() / 2);
-        // Letters: dark pixels left of the plot, where only the label is.
-        let label = (180..230).flat_map(|y| (0..90).map(move |x| (x, y)));
+        // Letters: dark pixels left of the axis and below the subtitle, where only the row's label is.
+        let label = (120..170).flat_map(|y| (40..126).map(move |x| (x, y)));
         assert!(label.into_iter().any(|(x, y)| pixmap.pixel(x, y).is_some_and(|pixel| pixel.red() < 100)));
         assert!(write("a.jpeg").is_err());
     }

@@ -1,7 +1,8 @@
 //! The default backend: pure Rust on the CPU, candle's tensor operations on CUDA.
 //!
 //! One request on its way: the host hands a directory to [`CandleBackend::load_scorer`](backend::CandleBackend)
-//! (`backend.rs`), which reads `config.json` (`encoder/config.rs`) and maps the safetensors files (`weights.rs`). On
+//! (`backend.rs`), which reads `config.json` and maps the safetensors files (both in
+//! `cappy_plugin_models`). On
 //! the CPU the weights are packed for the matrix product (`kernels/gemm.rs`) into a
 //! [`FastEncoder`](encoder::fast::FastEncoder); `score` then cuts the ragged batch into pieces, sends all tokens of a
 //! piece through every linear layer at once, attends row by row (`kernels/attention.rs`), and returns raw logits.
@@ -31,8 +32,8 @@ pub mod encoder;
 pub mod kernels;
 pub mod t5;
 pub mod trainer;
-pub mod weights;
 
 pub use backend::CandleBackend;
+pub use cappy_plugin_models::weights;
 
 cappy_plugin_abi::export_backend!(CandleBackend);

@@ -2,29 +2,9 @@
 //!
 //! All are branch-free so that loops over them vectorise. Errors against f64 are bounded in the tests.
 
-use super::simd::{dispatched, fma};
+use cappy_plugin_models::rows::exp_lane;
 
-/// e^x within 2 ulp; 0 below -87.3, about 2.4e38 above 88.3.
-#[inline(always)]
-pub(super) fn exp_lane<const FMA: bool>(x: f32) -> f32 {
-    // Cephes expf: x = n ln 2 + r, |r| <= ln 2 / 2.
-    const ROUND: f32 = 12_582_912.0; // 1.5 * 2^23: adding it rounds to an integer
-    let clamped = x.clamp(-87.3, 88.3);
-    let n = fma::<FMA>(clamped, std::f32::consts::LOG2_E, ROUND) - ROUND;
-    let r = fma::<FMA>(n, -0.693_359_4, clamped);
-    let r = fma::<FMA>(n, 2.121_944_4e-4, r);
-    let mut p = 1.987_569_1e-4;
-    p = fma::<FMA>(p, r, 1.398_199_9e-3);
-    p = fma::<FMA>(p, r, 8.333_452e-3);
-    p = fma::<FMA>(p, r, 4.166_579_6e-2);
-    p = fma::<FMA>(p, r, 1.666_666_6e-1);
-    p = fma::<FMA>(p, r, 0.5);
-    let y = fma::<FMA>(p, r * r, r) + 1.0;
-    // 2^n through the exponent bits: n + ROUND has n in its low bits.
-    let bits = (n + ROUND).to_bits().wrapping_sub(ROUND.to_bits()) << 23;
-    let y = f32::from_bits(y.to_bits().wrapping_add(bits));
-    if x < -87.3 { 0.0 } else { y }
-}
+use super::simd::{dispatched, fma};
 
 /// erf(x) within 4e-7. Source: the rational approximation of Eigen (`generic_fast_erf_float`).
 #[expect(clippy::excessive_precision, reason = "coefficients as their source prints them")]
@@ -196,7 +176,7 @@ dispatched! {
 mod tests {
     use super::*;
     use crate::kernels::reference;
-    use crate::kernels::simd::tests::at_every_level;
+    use crate::kernels::simd::lowered::at_every_level;
 
     fn grid(from: f32, to: f32) -> Vec<f32> {
         (0..=100_003).map(|i| from + (to - from) * i as f32 / 100_003.0).collect()

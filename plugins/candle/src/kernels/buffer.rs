@@ -53,10 +53,3 @@ impl std::ops::DerefMut for Buffer {
         unsafe { std::slice::from_raw_parts_mut(self.lines.as_mut_ptr().cast(), self.len) }
     }
 }
-
-/// The bytes of numbers, as safetensors stores them.
-#[cfg(target_endian = "little")]
-pub fn bytes_of(numbers: &[f32]) -> &[u8] {
-    // SAFETY: every byte of an f32 is initialised, and u8 has no alignment.
-    unsafe { std::slice::from_raw_parts(numbers.as_ptr().cast(), size_of_val(numbers)) }
-}

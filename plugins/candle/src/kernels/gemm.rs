@@ -234,7 +234,7 @@ mod tests {
 
     #[test]
     fn products_of_all_shapes_strides_and_epilogues() {
-        simd::tests::at_every_level(|| check_products(gemm_here));
+        simd::lowered::at_every_level(|| check_products(gemm_here));
         check_products(gemm);
     }
 

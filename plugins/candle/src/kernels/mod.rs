@@ -10,7 +10,6 @@
 pub mod activation;
 pub mod attention;
 mod buffer;
-pub mod dropout;
 mod gemm;
 mod microkernel;
 mod operands;
@@ -19,8 +18,8 @@ mod packing;
 pub(crate) mod reference;
 pub mod rotary;
 pub mod rowwise;
-pub mod simd;
 
-pub use buffer::{Buffer, bytes_of};
+pub use buffer::Buffer;
+pub use cappy_plugin_models::{dropout, simd};
 pub use gemm::{Epilogue, gemm, gemm_here};
 pub use operands::{Matrix, Packed};

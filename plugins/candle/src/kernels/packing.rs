@@ -166,7 +166,7 @@ mod x86 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kernels::simd::tests::at_every_level;
+    use crate::kernels::simd::lowered::at_every_level;
 
     #[test]
     fn transposition_of_all_sizes() {

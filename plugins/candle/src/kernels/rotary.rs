@@ -76,7 +76,7 @@ dispatched! {
 mod tests {
     use super::*;
     use crate::kernels::reference::filled;
-    use crate::kernels::simd::tests::at_every_level;
+    use crate::kernels::simd::lowered::at_every_level;
 
     #[test]
     fn pairs_are_turned_by_position() {

@@ -2,54 +2,10 @@
 //!
 //! Sums run over 16 lanes in a fixed order, so a row's result depends on that row alone.
 
-use super::activation::exp_lane;
+use cappy_plugin_models::rows::{LANES, sum_of, total};
+pub use cappy_plugin_models::rows::{log_sum_exp, max, softmax};
+
 use super::simd::{dispatched, fma};
-
-const LANES: usize = 16;
-
-#[inline(always)]
-fn total(lanes: [f32; LANES]) -> f32 {
-    let mut lanes = lanes;
-    let mut width = LANES / 2;
-    while width > 0 {
-        for i in 0..width {
-            lanes[i] += lanes[i + width];
-        }
-        width /= 2;
-    }
-    lanes[0]
-}
-
-/// Sum of `f(x)` over a row.
-#[inline(always)]
-fn sum_of(x: &[f32], f: impl Fn(f32) -> f32) -> f32 {
-    let mut lanes = [0.0; LANES];
-    let (chunks, rest) = x.as_chunks::<LANES>();
-    for chunk in chunks {
-        for i in 0..LANES {
-            lanes[i] += f(chunk[i]);
-        }
-    }
-    for (lane, &x) in lanes.iter_mut().zip(rest) {
-        *lane += f(x);
-    }
-    total(lanes)
-}
-
-#[inline(always)]
-fn maximum(x: &[f32]) -> f32 {
-    let mut lanes = [f32::NEG_INFINITY; LANES];
-    let (chunks, rest) = x.as_chunks::<LANES>();
-    for chunk in chunks {
-        for i in 0..LANES {
-            lanes[i] = if chunk[i] > lanes[i] { chunk[i] } else { lanes[i] };
-        }
-    }
-    for (lane, &x) in lanes.iter_mut().zip(rest) {
-        *lane = if x > *lane { x } else { *lane };
-    }
-    lanes.into_iter().fold(f32::NEG_INFINITY, |a, b| if b > a { b } else { a })
-}
 
 dispatched! {
     /// Inner product.
@@ -75,37 +31,6 @@ dispatched! {
         for (y, &x) in y.iter_mut().zip(x) {
             *y = fma::<FMA>(factor, x, *y);
         }
-    }
-}
-
-dispatched! {
-    /// Largest element, -inf for none.
-    pub fn max(x: &[f32]) -> f32 {
-        maximum(x)
-    }
-}
-
-dispatched! {
-    /// Each row of `cols` becomes softmax(factor * row).
-    pub fn softmax(x: &mut [f32], cols: usize, factor: f32) {
-        for row in x.chunks_exact_mut(cols) {
-            let top = maximum(row) * factor;
-            for v in row.iter_mut() {
-                *v = exp_lane::<FMA>(fma::<FMA>(*v, factor, -top));
-            }
-            let inverse = 1.0 / sum_of(row, |v| v);
-            for v in row.iter_mut() {
-                *v *= inverse;
-            }
-        }
-    }
-}
-
-dispatched! {
-    /// log(sum(e^x)) of a row.
-    pub fn log_sum_exp(x: &[f32]) -> f32 {
-        let top = maximum(x);
-        top + sum_of(x, |v| exp_lane::<FMA>(v - top)).ln()
     }
 }
 
@@ -239,7 +164,7 @@ dispatched! {
 mod tests {
     use super::*;
     use crate::kernels::reference::filled;
-    use crate::kernels::simd::tests::at_every_level;
+    use crate::kernels::simd::lowered::at_every_level;
 
     fn close(got: &[f32], expected: &[f64], bound: f64) {
         assert_eq!(got.len(), expected.len());

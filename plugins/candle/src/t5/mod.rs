@@ -1,27 +1,22 @@
 //! T5 encoder-decoders (v1.0, v1.1, FLAN) on the CPU: generation and log-likelihoods.
 //!
-//! A request's way: [`load`] reads the shape (`config.rs`) and the tensors ([`crate::weights`]) and packs them
+//! A request's way: [`load`] reads the shape ([`config`]) and the tensors ([`crate::weights`]) and packs them
 //! (`weights.rs`) for the products of [`crate::kernels`]. `encode` sends blocks of ragged rows through the encoder
 //! (`block.rs`) and keeps, packed likewise, the keys and values that the decoder's cross-attention needs: computed
 //! once, shared by all decodings and likelihoods. `generate` (`generate.rs`) then steps all beams and samples of all
-//! rows as one batch, storing keys and values by step (`history.rs`); each step's logits become tokens by `sample.rs`,
-//! what a decoding makes of them is in `search.rs`, and the pure function of `beam.rs` keeps the beams. `log_likelihood` sends whole targets through the same layers.
-//! Positions enter through `bias.rs` only.
+//! rows as one batch, storing keys and values by step (`history.rs`); each step's logits become tokens by [`sample`],
+//! and what a decoding makes of them is in [`search`]. `log_likelihood` sends whole targets through the same layers.
+//! Positions enter through [`bias`] only. What needs no engine is in `cappy_plugin_models::t5`.
 //!
 //! Source: Raffel et al., arXiv 1910.10683; transformers' `modeling_t5.py`. The tests compare with stored outputs
 //! of that implementation, and with a plain forward pass that shares no arithmetic with the fast one.
 
-mod beam;
-mod bias;
 mod block;
 mod cached;
-mod config;
 mod generate;
 mod history;
 #[cfg(test)]
 mod plain;
-mod sample;
-mod search;
 #[cfg(test)]
 mod tests;
 mod weights;
@@ -33,8 +28,9 @@ use block::{Model, Run, Scratch, Source, Surroundings};
 use cappy_plugin_abi::{
     Control, Decoding, EncodingId, Failure, Generated, Generator, LoadRequest, ModelInfo, RaggedTokens,
 };
-pub use config::ARCHITECTURE;
-use config::Config;
+pub use cappy_plugin_models::t5::config::ARCHITECTURE;
+use cappy_plugin_models::t5::config::Config;
+use cappy_plugin_models::t5::{bias, config, sample, search};
 use history::History;
 use rayon::prelude::*;
 use std::collections::HashMap;

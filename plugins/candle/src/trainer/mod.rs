@@ -1,35 +1,33 @@
 //! Fine-tuning a classifier on the CPU: mean squared error on raw logits, AdamW.
 //!
 //! [`EncoderTrainer::accumulate`] cuts a micro-batch into pieces of whole rows, runs `network` forward and backward
-//! over each, and adds to `gradients.rs`; `update` hands their mean to `adamw.rs`; `checkpoint.rs` writes and reads
-//! files. Dropout masks are keyed by (seed, step, site, element), so a retried or resumed run repeats itself bit for
+//! over each, and adds to `gradients.rs`; `update` hands their mean to `adamw.rs`; `cappy_plugin_models::trainer` writes
+//! and reads files. Dropout masks are keyed by (seed, step, site, element), so a retried or resumed run repeats itself bit for
 //! bit.
 
 mod adamw;
-mod checkpoint;
 mod gradients;
 mod network;
 
 use std::path::Path;
 
-use cappy_plugin_abi::random::{fold, key_of, mix, uniform};
+use cappy_plugin_abi::random::{fold, mix};
 use cappy_plugin_abi::{Control, Failure, ModelInfo, RaggedTokens, Trainer, TrainerOptions};
 
 use crate::encoder::config::EncoderConfig;
-use crate::encoder::layout::{Layout, Slot};
+use crate::encoder::layout::Layout;
 use crate::encoder::pieces::pieces;
 use crate::encoder::{check, scorer};
 use crate::kernels::Buffer;
 use crate::kernels::dropout::Dropout;
 use crate::weights::Checkpoint;
-use checkpoint::State;
+use cappy_plugin_models::trainer::checkpoint::{self, State};
+use cappy_plugin_models::trainer::{check_options, initialise};
 use gradients::Gradients;
 use network::{Network, Piece};
 
 /// Tokens whose activations are held at once.
 const PIECE_TOKENS: usize = 1024;
-/// Standard deviation of weights that the checkpoint lacks: transformers' `initializer_range`.
-const INITIAL_DEVIATION: f64 = 0.02;
 
 /// A classifier being fine-tuned.
 pub struct EncoderTrainer {
@@ -109,40 +107,6 @@ impl EncoderTrainer {
             "{what} needs a trainer between updates; {} micro-batches are accumulated",
             self.accumulated
         )))
-    }
-}
-
-fn check_options(options: &TrainerOptions) -> Result<(), Failure> {
-    let beta = |b: f64| (0.0..1.0).contains(&b);
-    for (name, value, valid) in [
-        ("dropout", options.dropout, (0.0..0.999).contains(&options.dropout)),
-        ("beta1", options.beta1, beta(options.beta1)),
-        ("beta2", options.beta2, beta(options.beta2)),
-        ("epsilon", options.epsilon, options.epsilon > 0.0 && options.epsilon.is_finite()),
-        (
-            "weight_decay",
-            options.weight_decay,
-            options.weight_decay >= 0.0 && options.weight_decay.is_finite(),
-        ),
-    ] {
-        if !valid {
-            return Err(Failure::invalid_argument(format!(
-                "trainer option `{name}` is {value}, which is out of range"
-            )));
-        }
-    }
-    Ok(())
-}
-
-/// Biases 0, weights normal with transformers' deviation, keyed by (seed, name, element).
-fn initialise(slot: &Slot, seed: u64, to: &mut [f32]) {
-    let key = fold(mix(seed), key_of(&slot.name));
-    for (i, to) in to.iter_mut().enumerate() {
-        let key = fold(key, i as u64);
-        // Box-Muller, with the first draw in (0, 1].
-        let (u, v) = (1.0 - uniform(fold(key, 0)), uniform(fold(key, 1)));
-        let normal = (-2.0 * u.ln()).sqrt() * (std::f64::consts::TAU * v).cos();
-        *to = if slot.shape.len() == 1 { 0.0 } else { (normal * INITIAL_DEVIATION) as f32 };
     }
 }
 

@@ -9,7 +9,6 @@ use std::ops::Range;
 use cappy_plugin_abi::{Control, Failure, ModelInfo, RaggedTokens};
 use rayon::prelude::*;
 
-use super::config::{Activation, DebertaConfig, Relative};
 use super::info;
 use super::layout::{ConvolutionAt, LayerAt, Layout};
 use crate::encoder::parts::{Linear, Norm, ROWS, Source, keep_firsts};
@@ -19,6 +18,7 @@ use crate::encoder::slots::LinearAt;
 use crate::kernels::attention::{Heads, Positions, attend_disentangled};
 use crate::kernels::{Buffer, activation};
 use crate::weights::Checkpoint;
+use cappy_plugin_models::encoder::deberta::{Activation, DebertaConfig, Relative};
 
 /// Tokens of a piece: enough that reading the weights costs nothing, few enough that activations stay near.
 const PIECE_TOKENS: usize = 2048;

@@ -3,28 +3,10 @@
 //!
 //! Source: He et al., arXiv 2006.03654 and 2111.09543; transformers' `modeling_deberta_v2.py`.
 
-mod config;
 mod fast;
-mod layout;
 mod plain;
 
-use cappy_plugin_abi::ModelInfo;
-
-pub use config::{DebertaConfig, Relative};
+pub use cappy_plugin_models::encoder::deberta::{DebertaConfig, Relative};
+use cappy_plugin_models::encoder::deberta::{info, layout};
 pub use fast::Fast;
 pub use plain::Plain;
-
-use super::family::Family;
-use layout::Layout;
-
-fn info(config: &DebertaConfig, weight_bytes: usize) -> ModelInfo {
-    ModelInfo {
-        architecture: Family::DebertaV2.model_type().into(),
-        parameters: Layout::new(config).slots.len() as u64,
-        weight_bytes: weight_bytes as u64,
-        dtype: "f32".into(),
-        max_tokens: config.max_positions as u32,
-        vocab_size: config.vocab_size as u32,
-        labels: config.labels as u32,
-    }
-}

@@ -3,12 +3,12 @@
 use candle_core::{D, Device, Result, Tensor};
 use cappy_plugin_abi::{Control, Failure, ModelInfo, RaggedTokens};
 
-use super::config::{Activation, Convolution, DebertaConfig, Relative};
 use super::info;
 use super::layout::Layout;
 use crate::encoder::scorer::Classifier;
 use crate::encoder::tensors::{Tensors, join_heads, softmax, split_heads};
 use crate::weights::Checkpoint;
+use cappy_plugin_models::encoder::deberta::{Activation, Convolution, DebertaConfig, Relative};
 
 /// A loaded classifier.
 pub struct Plain {

@@ -3,28 +3,10 @@
 //!
 //! Source: Warner et al., arXiv 2412.13663; transformers' `modeling_modernbert.py`.
 
-mod config;
 mod fast;
-mod layout;
 mod plain;
 
-use cappy_plugin_abi::ModelInfo;
-
-pub use config::{ModernBertConfig, Pooling};
+pub use cappy_plugin_models::encoder::modernbert::{ModernBertConfig, Pooling};
+use cappy_plugin_models::encoder::modernbert::{info, layout};
 pub use fast::Fast;
 pub use plain::Plain;
-
-use super::family::Family;
-use layout::Layout;
-
-fn info(config: &ModernBertConfig, weight_bytes: usize) -> ModelInfo {
-    ModelInfo {
-        architecture: Family::ModernBert.model_type().into(),
-        parameters: Layout::new(config).slots.len() as u64,
-        weight_bytes: weight_bytes as u64,
-        dtype: "f32".into(),
-        max_tokens: config.max_tokens as u32,
-        vocab_size: config.vocab_size as u32,
-        labels: config.labels as u32,
-    }
-}

@@ -20,7 +20,7 @@ use super::gradients::Gradients;
 use crate::encoder::config::EncoderConfig;
 use crate::encoder::layout::{Layout, LinearAt, NormAt};
 use crate::kernels::attention::Heads;
-use crate::kernels::dropout::Dropout;
+use crate::kernels::dropout::{Dropout, Site};
 use crate::kernels::{Buffer, Matrix, Packed};
 use head::KeptHead;
 use last::KeptLast;
@@ -51,32 +51,6 @@ impl Piece<'_> {
 
     fn heads(&self, config: &EncoderConfig) -> Heads<'_> {
         Heads { offsets: &self.offsets, heads: config.heads, head_dim: config.head_dim() }
-    }
-}
-
-/// Places of dropout, as transformers has them.
-#[derive(Clone, Copy)]
-enum Site {
-    /// RoBERTa's head, before its dense layer.
-    HeadInput,
-    /// Before the last projection.
-    HeadInner,
-    Embeddings,
-    Attention(usize),
-    AttentionOutput(usize),
-    FeedForward(usize),
-}
-
-impl Site {
-    fn number(self) -> u64 {
-        match self {
-            Self::HeadInput => 0,
-            Self::HeadInner => 1,
-            Self::Embeddings => 2,
-            Self::Attention(layer) => 3 + 3 * layer as u64,
-            Self::AttentionOutput(layer) => 4 + 3 * layer as u64,
-            Self::FeedForward(layer) => 5 + 3 * layer as u64,
-        }
     }
 }
 
@@ -227,7 +201,7 @@ fn drop_rows(x: &mut [f32], hidden: usize, index: Index<'_>, dropout: &Dropout, 
     if !dropout.active() {
         return;
     }
-    let key = dropout.site(site.number());
+    let key = dropout.site(site);
     x.par_chunks_mut(ROWS * hidden).enumerate().for_each(|(chunk, x)| {
         for (i, x) in x.chunks_exact_mut(hidden).enumerate() {
             dropout.apply(x, fold(key, index.of(chunk * ROWS + i)));
@@ -241,7 +215,7 @@ fn attention_dropout<'a>(
     piece: &Piece<'_>,
     layer: usize,
 ) -> impl Fn(usize, usize, usize, &mut [f32]) + Sync + use<'a> {
-    let (key, first) = (dropout.site(Site::Attention(layer).number()), piece.first_row);
+    let (key, first) = (dropout.site(Site::Attention(layer)), piece.first_row);
     move |row, head, query, weights| {
         if dropout.active() {
             let key = fold(fold(fold(key, (first + row) as u64), head as u64), query as u64);

@@ -116,7 +116,7 @@ impl Tail<'_> {
     ) {
         let (weight, bias) = norm_weights(self.weights, at);
         let hidden = weight.len();
-        let key = site.map(|site| self.dropout.site(site.number()));
+        let key = site.map(|site| self.dropout.site(site));
         let normalised = kept.normalised.resized(x.len());
         let inverse = kept.inverse.resized(x.len() / hidden);
         x.par_chunks_mut(ROWS * hidden)

@@ -173,18 +173,18 @@ impl Identity {
 }
 
 /// Reads `config.json` as `T` needs it.
-pub(super) fn parse<'a, T: Deserialize<'a>>(json: &'a str) -> Result<T, Failure> {
+pub fn parse<'a, T: Deserialize<'a>>(json: &'a str) -> Result<T, Failure> {
     serde_json::from_str(json)
         .map_err(|e| Failure::bad_model(format!("`config.json` is not the configuration of an encoder: {e}")))
 }
 
 /// What is said of a setting without code for it.
-pub(super) fn not_computed(field: &str, value: &str) -> Failure {
+pub fn not_computed(field: &str, value: &str) -> Failure {
     Failure::unsupported(format!("`config.json` has {field} `{value}`, which this backend does not compute"))
 }
 
 /// Refuses sizes that no model has.
-pub(super) fn check_sizes(sizes: &[(&str, usize)]) -> Result<(), Failure> {
+pub fn check_sizes(sizes: &[(&str, usize)]) -> Result<(), Failure> {
     match sizes.iter().find(|(_, value)| *value == 0 || *value > MAX_SIZE) {
         Some((field, value)) => Err(Failure::bad_model(format!("`config.json` has {field} {value}"))),
         None => Ok(()),
@@ -192,7 +192,7 @@ pub(super) fn check_sizes(sizes: &[(&str, usize)]) -> Result<(), Failure> {
 }
 
 /// Refuses a width that heads do not divide.
-pub(super) fn check_heads(hidden: usize, heads: usize) -> Result<(), Failure> {
+pub fn check_heads(hidden: usize, heads: usize) -> Result<(), Failure> {
     if hidden.is_multiple_of(heads) {
         return Ok(());
     }
@@ -202,7 +202,7 @@ pub(super) fn check_heads(hidden: usize, heads: usize) -> Result<(), Failure> {
 }
 
 /// A variance's epsilon, if it can be one.
-pub(super) fn epsilon(field: &str, value: f64) -> Result<f32, Failure> {
+pub fn epsilon(field: &str, value: f64) -> Result<f32, Failure> {
     if value > 0.0 && value < 1.0 {
         return Ok(value as f32);
     }

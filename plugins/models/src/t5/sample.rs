@@ -3,8 +3,8 @@
 //! Semantics of transformers' `TemperatureLogitsWarper`, `TopKLogitsWarper` and `TopPLogitsWarper`. The draw
 //! inverts the cumulative distribution in vocabulary order, summed in f64.
 
-use crate::kernels::rowwise;
-use crate::kernels::simd::dispatched;
+use crate::rows;
+use crate::simd::dispatched;
 
 /// A sampling setting.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -77,7 +77,7 @@ fn support<'a>(
     }
     scaled.clear();
     scaled.extend(support.iter().map(|&(_, x)| x));
-    rowwise::softmax(scaled, support.len(), 1.0);
+    rows::softmax(scaled, support.len(), 1.0);
     for (entry, &weight) in support.iter_mut().zip(&scaled[..]) {
         entry.1 = weight;
     }
@@ -127,7 +127,7 @@ fn draw_from_all(
     if let Some(token) = forbidden {
         weights[token as usize] = f32::NEG_INFINITY;
     }
-    rowwise::softmax(weights, logits.len(), 1.0);
+    rows::softmax(weights, logits.len(), 1.0);
     let sum = |values: &[f32]| values.iter().map(|&w| f64::from(w)).sum::<f64>();
     let blocks: Vec<f64> = weights.chunks(256).map(sum).collect();
     let goal = u * blocks.iter().sum::<f64>();

@@ -7,30 +7,37 @@ use crate::encoder::family::Family;
 use crate::encoder::slots::{LinearAt, NormAt, Slots};
 
 /// One encoder layer.
-pub(super) struct LayerAt {
+pub struct LayerAt {
     /// Queries, keys, values: `(3 * hidden, hidden)`.
     pub qkv: LinearAt,
     /// Keys of positions, where they have weights of their own: `(hidden, hidden)`.
     pub position_key: Option<LinearAt>,
     /// Likewise queries.
     pub position_query: Option<LinearAt>,
+    /// Attention output: `(hidden, hidden)`.
     pub output: LinearAt,
+    /// After attention.
     pub attention_norm: NormAt,
+    /// `(intermediate, hidden)`.
     pub up: LinearAt,
+    /// `(hidden, intermediate)`.
     pub down: LinearAt,
+    /// After the feed-forward network.
     pub ffn_norm: NormAt,
 }
 
 /// The convolution behind the first layer.
-pub(super) struct ConvolutionAt {
+pub struct ConvolutionAt {
     /// `(hidden, hidden, width)`.
     pub weight: Range<usize>,
+    /// `(hidden)`.
     pub bias: Range<usize>,
+    /// After it and the first layer.
     pub norm: NormAt,
 }
 
 /// Where every parameter lies.
-pub(super) struct Layout {
+pub struct Layout {
     /// `(vocab_size, embedding)`.
     pub word: Range<usize>,
     /// `(max_positions, embedding)`, or empty.
@@ -39,20 +46,26 @@ pub(super) struct Layout {
     pub token_type: Range<usize>,
     /// `(hidden, embedding)`, where they differ.
     pub projection: Option<LinearAt>,
+    /// Behind the embeddings.
     pub embedding_norm: NormAt,
     /// `(2 * span, hidden)`, or empty.
     pub relative: Range<usize>,
+    /// Of the relative embeddings.
     pub relative_norm: Option<NormAt>,
+    /// Where there is one.
     pub convolution: Option<ConvolutionAt>,
+    /// In order.
     pub layers: Vec<LayerAt>,
     /// `(hidden, hidden)`.
     pub dense: LinearAt,
     /// `(labels, hidden)`.
     pub out: LinearAt,
+    /// All tensors, ascending.
     pub slots: Slots,
 }
 
 impl Layout {
+    /// The layout of a configuration.
     pub fn new(config: &DebertaConfig) -> Self {
         let (e, h, f) = (config.embedding, config.hidden, config.intermediate);
         let mut slots = Slots::new(Family::DebertaV2.base());

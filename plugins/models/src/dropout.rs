@@ -2,7 +2,37 @@
 
 use cappy_plugin_abi::random::fold;
 
-use super::simd::dispatched;
+use crate::simd::dispatched;
+
+/// Places of dropout, as transformers has them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Site {
+    /// RoBERTa's head, before its dense layer.
+    HeadInput,
+    /// Before the last projection.
+    HeadInner,
+    /// Behind their normalisation.
+    Embeddings,
+    /// A layer's attention weights.
+    Attention(usize),
+    /// What a layer's attention adds to the stream.
+    AttentionOutput(usize),
+    /// What a layer's feed-forward network adds to the stream.
+    FeedForward(usize),
+}
+
+impl Site {
+    fn number(self) -> u64 {
+        match self {
+            Self::HeadInput => 0,
+            Self::HeadInner => 1,
+            Self::Embeddings => 2,
+            Self::Attention(layer) => 3 + 3 * layer as u64,
+            Self::AttentionOutput(layer) => 4 + 3 * layer as u64,
+            Self::FeedForward(layer) => 5 + 3 * layer as u64,
+        }
+    }
+}
 
 /// Zeroes elements with probability `threshold / 65536` and scales the others so that the mean stays.
 #[derive(Clone, Copy, Debug)]
@@ -20,8 +50,8 @@ impl Dropout {
     }
 
     /// The key of a place in the model; fold the row's index into it for [`Dropout::apply`].
-    pub fn site(&self, site: u64) -> u64 {
-        fold(self.key, site)
+    pub fn site(&self, site: Site) -> u64 {
+        fold(self.key, site.number())
     }
 
     /// Whether anything is dropped at all.
@@ -59,7 +89,7 @@ dispatched! {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kernels::simd::tests::at_every_level;
+    use crate::simd::lowered::at_every_level;
 
     #[test]
     fn masks_are_keyed_and_have_the_right_rate() {
@@ -70,7 +100,7 @@ mod tests {
         let dropout = Dropout::new(0.1, 42);
         let mask = |row: u64, len: usize| {
             let mut x = vec![1.0; len];
-            dropout.apply(&mut x, fold(dropout.site(3), row));
+            dropout.apply(&mut x, fold(dropout.site(Site::Attention(0)), row));
             x
         };
         let zeros = (0..200).map(|row| mask(row, 1000).iter().filter(|&&x| x == 0.0).count()).sum::<usize>();

@@ -20,8 +20,8 @@ pub enum Level {
 /// The best level of this machine.
 #[inline]
 pub fn level() -> Level {
-    #[cfg(test)]
-    if let Some(level) = tests::lowered() {
+    #[cfg(any(test, feature = "lowered"))]
+    if let Some(level) = lowered::lowered() {
         return level;
     }
     static LEVEL: OnceLock<Level> = OnceLock::new();
@@ -48,12 +48,13 @@ fn detect() -> Level {
 /// `a * b + c`, fused where the level being compiled has the instruction (without it the fused form would be a
 /// library call for each element).
 #[inline(always)]
-pub(crate) fn fma<const FMA: bool>(a: f32, b: f32, c: f32) -> f32 {
+pub fn fma<const FMA: bool>(a: f32, b: f32, c: f32) -> f32 {
     if FMA { a.mul_add(b, c) } else { a * b + c }
 }
 
 /// Declares a function whose body is compiled for every [`Level`] and picked at run time. Inside the body the
 /// constant `FMA` says whether multiply-adds are fused.
+#[macro_export]
 macro_rules! dispatched {
     ($(#[$meta:meta])* $vis:vis fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? $body:block) => {
         $(#[$meta])*
@@ -74,23 +75,24 @@ macro_rules! dispatched {
                 fn avx2($($arg: $ty),*) $(-> $ret)? {
                     body::<true>($($arg),*)
                 }
-                match $crate::kernels::simd::level() {
+                match $crate::simd::level() {
                     // SAFETY: `level` found these features on this machine.
-                    $crate::kernels::simd::Level::Avx512 => return unsafe { avx512($($arg),*) },
+                    $crate::simd::Level::Avx512 => return unsafe { avx512($($arg),*) },
                     // SAFETY: as above.
-                    $crate::kernels::simd::Level::Avx2 => return unsafe { avx2($($arg),*) },
-                    $crate::kernels::simd::Level::Portable => {}
+                    $crate::simd::Level::Avx2 => return unsafe { avx2($($arg),*) },
+                    $crate::simd::Level::Portable => {}
                 }
             }
             body::<{ cfg!(target_arch = "aarch64") }>($($arg),*)
         }
     };
 }
-pub(crate) use dispatched;
+pub use crate::dispatched;
 
-#[cfg(test)]
-pub(crate) mod tests {
-    use super::*;
+/// Levels below the best, for tests of kernels.
+#[cfg(any(test, feature = "lowered"))]
+pub mod lowered {
+    use super::{Level, level};
     use std::cell::Cell;
 
     thread_local! {
@@ -103,7 +105,7 @@ pub(crate) mod tests {
     }
 
     /// Runs a test of code that stays on its thread at every level of this machine.
-    pub(crate) fn at_every_level(test: impl Fn()) {
+    pub fn at_every_level(test: impl Fn()) {
         let best = level();
         for level in [Level::Portable, Level::Avx2, Level::Avx512] {
             if level <= best {

@@ -48,14 +48,20 @@ pub struct Layout {
 }
 
 /// transformers' names of a layer's parts.
-pub(super) struct LayerNames {
+pub struct LayerNames {
     /// Of the list of layers.
     pub layers: &'static str,
+    /// Queries, keys, values.
     pub qkv: [&'static str; 3],
+    /// Attention output.
     pub output: &'static str,
+    /// After attention.
     pub attention_norm: &'static str,
+    /// Into the feed-forward network.
     pub up: &'static str,
+    /// Out of it.
     pub down: &'static str,
+    /// After it.
     pub ffn_norm: &'static str,
 }
 
@@ -80,6 +86,7 @@ const DISTILBERT_NAMES: LayerNames = LayerNames {
 };
 
 impl LayerNames {
+    /// Those of a family.
     pub fn of(family: Family) -> &'static Self {
         if family == Family::DistilBert { &DISTILBERT_NAMES } else { &BERT_NAMES }
     }

@@ -10,13 +10,19 @@ use memmap2::Mmap;
 use safetensors::tensor::{Dtype, SafeTensors, View, serialize_to_file};
 
 use crate::encoder::layout::Layout;
-use crate::kernels::bytes_of;
 use crate::weights::SINGLE;
 
 /// Name of the checkpoint file.
 const CHECKPOINT: &str = "trainer.safetensors";
 /// Version of its content.
 const FORMAT: &str = "cappy-candle-trainer-1";
+
+/// The bytes of numbers, as safetensors stores them.
+#[cfg(target_endian = "little")]
+fn bytes_of(numbers: &[f32]) -> &[u8] {
+    // SAFETY: every byte of an f32 is initialised, and u8 has no alignment.
+    unsafe { std::slice::from_raw_parts(numbers.as_ptr().cast(), size_of_val(numbers)) }
+}
 
 /// A tensor in our memory, for writing.
 struct Borrowed<'a> {
@@ -59,7 +65,7 @@ fn write(
 }
 
 /// Writes `model.safetensors` with transformers' names.
-pub(super) fn save_model(dir: &Path, layout: &Layout, weights: &[f32]) -> Result<(), Failure> {
+pub fn save_model(dir: &Path, layout: &Layout, weights: &[f32]) -> Result<(), Failure> {
     let tensors = layout
         .slots
         .list()
@@ -72,7 +78,7 @@ pub(super) fn save_model(dir: &Path, layout: &Layout, weights: &[f32]) -> Result
 }
 
 /// The state between two updates.
-pub(super) struct State<'a> {
+pub struct State<'a> {
     /// Parameters, in the layout's order.
     pub weights: &'a mut [f32],
     /// AdamW's first moment.

@@ -7,13 +7,14 @@ use crate::encoder::family::Family;
 use crate::encoder::slots::{LinearAt, NormAt, Slots};
 
 /// One encoder layer.
-pub(super) struct LayerAt {
+pub struct LayerAt {
     /// None in the first layer, behind the embeddings' own.
     pub attention_norm: Option<NormAt>,
     /// `(3 * hidden, hidden)`.
     pub qkv: LinearAt,
     /// `(hidden, hidden)`.
     pub output: LinearAt,
+    /// Before the feed-forward network.
     pub mlp_norm: NormAt,
     /// `(2 * intermediate, hidden)`: what is activated, then its gate.
     pub up: LinearAt,
@@ -22,21 +23,27 @@ pub(super) struct LayerAt {
 }
 
 /// Where every parameter lies.
-pub(super) struct Layout {
+pub struct Layout {
     /// `(vocab_size, hidden)`.
     pub word: Range<usize>,
+    /// Behind the embeddings.
     pub embedding_norm: NormAt,
+    /// In order.
     pub layers: Vec<LayerAt>,
+    /// After the last layer.
     pub final_norm: NormAt,
     /// `(hidden, hidden)`.
     pub dense: LinearAt,
+    /// Within the head, before the labels.
     pub head_norm: NormAt,
     /// `(labels, hidden)`.
     pub out: LinearAt,
+    /// All tensors, ascending.
     pub slots: Slots,
 }
 
 impl Layout {
+    /// The layout of a configuration.
     pub fn new(config: &ModernBertConfig) -> Self {
         let (h, f) = (config.hidden, config.intermediate);
         let mut slots = Slots::new(Family::ModernBert.base());

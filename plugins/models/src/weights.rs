@@ -1,9 +1,12 @@
 //! Reading checkpoints: `model.safetensors`, or several files named by `model.safetensors.index.json`.
 //!
-//! Files are mapped, checked once (header, offsets, length), and read tensor by tensor as f32.
+//! Files are checked once (header, offsets, length), and read tensor by tensor, or block by block of a tensor, as f32.
+//! Reads are positioned, so that only what is asked for ever takes memory.
 
 use std::collections::{BTreeSet, HashMap};
 use std::fs::File;
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use cappy_plugin_abi::Failure;
@@ -17,20 +20,20 @@ use safetensors::tensor::{Dtype, SafeTensorError, SafeTensors, TensorInfo};
 pub const SINGLE: &str = "model.safetensors";
 /// Name of the index of a checkpoint in several files.
 pub const INDEX: &str = "model.safetensors.index.json";
-/// Elements converted by one task.
+/// Elements read and converted by one task.
 const CONVERT_CHUNK: usize = 1 << 18;
 
 /// An open, checked checkpoint.
 pub struct Checkpoint {
-    files: Vec<Mapped>,
+    files: Vec<Stored>,
     tensors: HashMap<String, (usize, TensorInfo)>,
 }
 
-struct Mapped {
+struct Stored {
     name: String,
-    map: Mmap,
+    file: File,
     /// Where tensor data begins.
-    data: usize,
+    data: u64,
 }
 
 #[derive(serde::Deserialize)]
@@ -84,6 +87,7 @@ impl Checkpoint {
         if length == 0 {
             return Err(bad("is empty; fetch it again".into()));
         }
+        // Mapped for the header's sake only: what stays mapped counts as this process's memory once it is read.
         // SAFETY: model files are replaced by renaming, never written in place (the hub's and our own convention).
         let map = unsafe { Mmap::map(&file) }.map_err(|e| bad(format!("cannot be mapped: {e}")))?;
         let (header, metadata) = SafeTensors::read_metadata(&map).map_err(|e| match e {
@@ -105,7 +109,8 @@ impl Checkpoint {
             }
             self.tensors.insert(tensor, (index, info.clone()));
         }
-        self.files.push(Mapped { name: name.into(), map, data: header + 8 });
+        drop(map);
+        self.files.push(Stored { name: name.into(), file, data: header as u64 + 8 });
         Ok(())
     }
 
@@ -134,6 +139,24 @@ impl Checkpoint {
     /// # Errors
     /// As [`Checkpoint::read`].
     pub fn read_into(&self, name: &str, shape: &[usize], to: &mut [f32]) -> Result<(), Failure> {
+        let width = shape.iter().skip(1).product();
+        self.read_block_into(name, shape, 0..shape.first().copied().unwrap_or(1), 0..width, to)
+    }
+
+    /// A block of a tensor, `(rows.len(), columns.len())`, and nothing else of the file.
+    ///
+    /// `rows`: of the first dimension; `columns`: of all others, which are taken as one.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::read`].
+    pub fn read_block_into(
+        &self,
+        name: &str,
+        shape: &[usize],
+        rows: Range<usize>,
+        columns: Range<usize>,
+        to: &mut [f32],
+    ) -> Result<(), Failure> {
         let Some((file, info)) = self.tensors.get(name) else {
             let files = self.files.iter().map(|f| format!("`{}`", f.name)).collect::<Vec<_>>().join(", ");
             return Err(Failure::bad_model(format!("tensor `{name}` is missing from {files}")));
@@ -145,40 +168,63 @@ impl Checkpoint {
                 file.name, info.shape
             )));
         }
-        assert_eq!(to.len(), shape.iter().product::<usize>(), "the destination has the tensor's size");
-        let bytes = &file.map[file.data + info.data_offsets.0..file.data + info.data_offsets.1];
-        match info.dtype {
-            Dtype::F32 => convert(bytes, to, |from, to| {
-                for (to, from) in to.iter_mut().zip(from.as_chunks::<4>().0) {
-                    *to = f32::from_le_bytes(*from);
-                }
-            }),
-            Dtype::BF16 => convert(bytes, to, |from, to| {
-                for (to, from) in to.iter_mut().zip(from.as_chunks::<2>().0) {
-                    *to = bf16::from_le_bytes(*from).to_f32();
-                }
-            }),
-            Dtype::F16 => convert(bytes, to, |from, to| {
-                let halves: Vec<f16> =
-                    from.as_chunks::<2>().0.iter().map(|b| f16::from_le_bytes(*b)).collect();
-                halves.convert_to_f32_slice(to);
-            }),
-            other => {
-                return Err(Failure::bad_model(format!(
-                    "tensor `{name}` of `{}` is stored as {other:?}; f32, bf16 and f16 are understood",
-                    file.name
-                )));
-            }
+        let convert = conversion(info.dtype).ok_or_else(|| {
+            Failure::bad_model(format!(
+                "tensor `{name}` of `{}` is stored as {:?}; f32, bf16 and f16 are understood",
+                file.name, info.dtype
+            ))
+        })?;
+        let width = shape.iter().skip(1).product::<usize>();
+        assert!(
+            rows.end <= shape.first().copied().unwrap_or(1) && columns.end <= width,
+            "the block lies within the tensor"
+        );
+        assert_eq!(to.len(), rows.len() * columns.len(), "the destination has the block's size");
+        if to.is_empty() {
+            return Ok(());
         }
-        Ok(())
+        let bytes = info.dtype.bitsize() / 8;
+        let start = file.data + info.data_offsets.0 as u64;
+        let read = |element: usize, to: &mut [f32]| {
+            let mut raw = vec![0; to.len() * bytes];
+            file.file.read_exact_at(&mut raw, start + (element * bytes) as u64).map_err(|e| {
+                Failure::bad_model(format!("tensor `{name}` of `{}` cannot be read: {e}", file.name))
+            })?;
+            convert(&raw, to);
+            Ok(())
+        };
+        if columns.len() == width {
+            let first = rows.start * width;
+            return to
+                .par_chunks_mut(CONVERT_CHUNK)
+                .enumerate()
+                .try_for_each(|(chunk, to)| read(first + chunk * CONVERT_CHUNK, to));
+        }
+        to.par_chunks_exact_mut(columns.len())
+            .enumerate()
+            .try_for_each(|(row, to)| read((rows.start + row) * width + columns.start, to))
     }
 }
 
-fn convert(from: &[u8], to: &mut [f32], one: impl Fn(&[u8], &mut [f32]) + Sync) {
-    let width = from.len() / to.len().max(1);
-    to.par_chunks_mut(CONVERT_CHUNK)
-        .zip(from.par_chunks(CONVERT_CHUNK * width.max(1)))
-        .for_each(|(to, from)| one(from, to));
+/// How numbers of a kind become f32.
+fn conversion(dtype: Dtype) -> Option<fn(&[u8], &mut [f32])> {
+    Some(match dtype {
+        Dtype::F32 => |from, to| {
+            for (to, from) in to.iter_mut().zip(from.as_chunks::<4>().0) {
+                *to = f32::from_le_bytes(*from);
+            }
+        },
+        Dtype::BF16 => |from, to| {
+            for (to, from) in to.iter_mut().zip(from.as_chunks::<2>().0) {
+                *to = bf16::from_le_bytes(*from).to_f32();
+            }
+        },
+        Dtype::F16 => |from, to| {
+            let halves: Vec<f16> = from.as_chunks::<2>().0.iter().map(|b| f16::from_le_bytes(*b)).collect();
+            halves.convert_to_f32_slice(to);
+        },
+        _ => return None,
+    })
 }
 
 #[cfg(test)]
@@ -237,6 +283,34 @@ mod tests {
         std::fs::write(dir.0.join(INDEX), missing).unwrap();
         let failure = Checkpoint::open(&dir.0).err().unwrap();
         assert!(failure.message.contains("`c`") && failure.message.contains("one.safetensors"), "{failure}");
+    }
+
+    #[test]
+    fn blocks_are_what_the_whole_has_there() {
+        let dir = Dir::new("blocks");
+        let (rows, width) = (7, 3 * 5);
+        let numbers: Vec<f32> = (0..rows * width).map(|i| i as f32 - 50.0).collect();
+        for (dtype, bytes) in [
+            ("F32", numbers.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>()),
+            ("BF16", numbers.iter().flat_map(|x| bf16::from_f32(*x).to_le_bytes()).collect()),
+            ("F16", numbers.iter().flat_map(|x| f16::from_f32(*x).to_le_bytes()).collect()),
+        ] {
+            let header = format!(
+                r#"{{"a":{{"dtype":"{dtype}","shape":[7,3,5],"data_offsets":[0,{}]}}}}"#,
+                bytes.len()
+            );
+            let mut all = file(&header, 0);
+            all.extend(bytes);
+            std::fs::write(dir.0.join(SINGLE), all).unwrap();
+            let checkpoint = Checkpoint::open(&dir.0).unwrap();
+            for (of, columns) in [(0..7, 0..15), (2..5, 0..15), (0..7, 4..9), (6..7, 14..15), (3..3, 0..15)] {
+                let mut got = vec![0.0; of.len() * columns.len()];
+                checkpoint.read_block_into("a", &[7, 3, 5], of.clone(), columns.clone(), &mut got).unwrap();
+                let expected: Vec<f32> =
+                    of.clone().flat_map(|row| numbers[row * width..][columns.clone()].to_vec()).collect();
+                assert_eq!(got, expected, "{dtype} {of:?} {columns:?}");
+            }
+        }
     }
 
     #[test]

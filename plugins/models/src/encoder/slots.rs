@@ -139,8 +139,8 @@ impl Slots {
                 Some(row) if checkpoint.shape(&name) != Some(slot.shape.as_slice()) => {
                     let mut shape = slot.shape.clone();
                     shape[0] = row.of;
-                    let all = checkpoint.read(&name, &shape)?;
-                    to.copy_from_slice(&all[row.index * to.len()..][..to.len()]);
+                    let width = shape.iter().skip(1).product();
+                    checkpoint.read_block_into(&name, &shape, row.index..row.index + 1, 0..width, to)?;
                 }
                 _ => checkpoint.read_into(&name, &slot.shape, to)?,
             }

@@ -1,6 +1,12 @@
 //! The libtorch backend: PyTorch's kernels through `tch`, and groups of ranks through c10d.
 
 mod backend;
+#[cfg(feature = "torch")]
+mod engine;
+#[cfg(feature = "torch")]
+pub mod t5;
+#[cfg(feature = "torch")]
+mod weights;
 
 pub use backend::LibtorchBackend;
 

@@ -206,8 +206,10 @@ impl Checkpoint {
     }
 }
 
-/// How numbers of a kind become f32.
-fn conversion(dtype: Dtype) -> Option<fn(&[u8], &mut [f32])> {
+/// Makes f32 of numbers as they are stored.
+type Conversion = fn(&[u8], &mut [f32]);
+
+fn conversion(dtype: Dtype) -> Option<Conversion> {
     Some(match dtype {
         Dtype::F32 => |from, to| {
             for (to, from) in to.iter_mut().zip(from.as_chunks::<4>().0) {

@@ -1,0 +1,142 @@
+//! What one of several ranks holds of a model, and how they put together what each computed.
+//!
+//! Attention heads and the inner width of the feed-forward network are split, so that each of these two blocks needs
+//! one sum over the ranks; the vocabulary is split for the embedding (one more sum) and for the logits, which are
+//! gathered: every rank sees the same numbers and so picks the same tokens. Source: Shoeybi et al., arXiv 1909.08053.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use cappy_plugin_abi::{Control, Failure};
+use cappy_plugin_models::t5::config::Config;
+use tch::Tensor;
+
+use crate::engine::Result;
+use crate::weights::part;
+
+/// How ranks reach each other.
+pub trait Peers: Send + Sync {
+    /// This one, from 0.
+    fn rank(&self) -> usize;
+    /// How many there are.
+    fn world(&self) -> usize;
+    /// Makes `tensor` the sum of all ranks'.
+    ///
+    /// # Errors
+    /// `Cancelled`, or that a rank is lost.
+    fn all_reduce(&self, tensor: &Tensor, control: &dyn Control) -> std::result::Result<(), Failure>;
+    /// Every rank's `tensor`, which all have one shape.
+    ///
+    /// # Errors
+    /// As [`Peers::all_reduce`].
+    fn all_gather(&self, tensor: &Tensor, control: &dyn Control)
+    -> std::result::Result<Vec<Tensor>, Failure>;
+}
+
+/// A rank's place, and what reaches the others.
+pub struct Shard {
+    rank: usize,
+    world: usize,
+    ranks: Option<Arc<dyn Peers>>,
+}
+
+impl Shard {
+    /// The whole model.
+    pub fn alone() -> Self {
+        Self { rank: 0, world: 1, ranks: None }
+    }
+
+    /// One of several, which have found each other.
+    pub fn of(ranks: Arc<dyn Peers>) -> Self {
+        Self { rank: ranks.rank(), world: ranks.world(), ranks: Some(ranks) }
+    }
+
+    /// Refuses a number of ranks that cannot share the heads.
+    ///
+    /// # Errors
+    /// `InvalidArgument` with both numbers.
+    pub fn check(config: &Config, world: usize) -> std::result::Result<(), Failure> {
+        if world > 0 && config.num_heads.is_multiple_of(world) {
+            return Ok(());
+        }
+        Err(Failure::invalid_argument(format!(
+            "{world} ranks cannot share {} attention heads equally; use a number of shards that divides them",
+            config.num_heads
+        )))
+    }
+
+    /// The heads of this rank.
+    pub fn heads(&self, config: &Config) -> Range<usize> {
+        part(config.num_heads, self.rank, self.world)
+    }
+
+    /// This rank's part of the feed-forward network's inner width.
+    pub fn inner(&self, config: &Config) -> Range<usize> {
+        part(config.d_ff, self.rank, self.world)
+    }
+
+    /// Tokens whose embeddings and logits this rank has.
+    pub fn tokens(&self, config: &Config) -> Range<usize> {
+        part(config.vocab_size, self.rank, self.world)
+    }
+
+    /// Sum over the ranks.
+    ///
+    /// # Errors
+    /// `Cancelled`, or that a rank is lost.
+    pub fn sum(&self, partial: Tensor, control: &dyn Control) -> Result<Tensor> {
+        let Some(ranks) = &self.ranks else { return Ok(partial) };
+        let partial = partial.f_contiguous()?;
+        ranks.all_reduce(&partial, control)?;
+        Ok(partial)
+    }
+
+    /// `x` of every rank, which all have the same shape.
+    ///
+    /// # Errors
+    /// As [`Shard::sum`].
+    pub fn gather(&self, x: Tensor, control: &dyn Control) -> Result<Vec<Tensor>> {
+        match &self.ranks {
+            None => Ok(vec![x]),
+            Some(ranks) => Ok(ranks.all_gather(&x.f_contiguous()?, control)?),
+        }
+    }
+
+    /// Logits of all tokens, `(rows, vocab)`, from this rank's `(rows, len)`.
+    ///
+    /// # Errors
+    /// As [`Shard::sum`].
+    pub fn join(&self, own: Tensor, config: &Config, control: &dyn Control) -> Result<Tensor> {
+        if self.ranks.is_none() {
+            return Ok(own);
+        }
+        // Parts differ by one token at most; what is exchanged has one size.
+        let widest = config.vocab_size.div_ceil(self.world) as i64;
+        let own = own.f_constant_pad_nd([0, widest - own.size()[1]])?;
+        let parts = self.gather(own, control)?;
+        let parts: Vec<Tensor> = parts
+            .iter()
+            .enumerate()
+            .map(|(rank, x)| x.f_narrow(1, 0, part(config.vocab_size, rank, self.world).len() as i64))
+            .collect::<std::result::Result<_, _>>()?;
+        Ok(Tensor::f_cat(&parts, 1)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranks_share_heads_equally_or_not_at_all() {
+        let config = Config::parse(r#"{"num_heads": 6}"#).expect("config");
+        for world in [1, 2, 3, 6] {
+            Shard::check(&config, world).expect("it divides");
+        }
+        for world in [0, 4, 5, 12] {
+            let failure = Shard::check(&config, world).expect_err("it does not");
+            assert!(failure.message.contains(&format!("{world} ranks")), "{failure}");
+            assert!(failure.message.contains("6 attention heads"), "{failure}");
+        }
+    }
+}

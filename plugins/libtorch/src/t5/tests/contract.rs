@@ -100,7 +100,8 @@ fn nothing_asked_is_nothing_answered() {
     let short = Decoding { max_length: 1, min_length: 0, ..five()[1] };
     let generated = generator.generate(id, &[short], 0, &[1, 2], &Unattended).expect("no room");
     assert_eq!((generated.tokens.len(), generated.offsets), (0, vec![0; 9]));
-    assert_eq!(generator.log_likelihood(id, TokenRows::new().view(), &[], &Unattended).expect("none"), []);
+    let likelihoods = generator.log_likelihood(id, TokenRows::new().view(), &[], &Unattended);
+    assert!(likelihoods.expect("no targets").is_empty());
 }
 
 #[test]

@@ -22,6 +22,8 @@ pub enum Code {
     Internal = 7,
     /// The result is not finite: NaN or infinity.
     NotFinite = 8,
+    /// Another rank of the group is gone or did not answer in time; nothing is wrong with the input or this process.
+    PeerLost = 9,
 }
 
 /// A failed call: a code for programs, a line for people.
@@ -56,5 +58,6 @@ macro_rules! constructors {
 
 constructors!(
     invalid_argument InvalidArgument, out_of_memory OutOfMemory, unsupported Unsupported, cancelled Cancelled,
-    bad_model BadModel, failed_precondition FailedPrecondition, internal Internal, not_finite NotFinite
+    bad_model BadModel, failed_precondition FailedPrecondition, internal Internal, not_finite NotFinite,
+    peer_lost PeerLost
 );

@@ -4,6 +4,10 @@ mod backend;
 #[cfg(feature = "torch")]
 mod engine;
 #[cfg(feature = "torch")]
+pub mod group;
+#[cfg(feature = "torch")]
+pub mod inference;
+#[cfg(feature = "torch")]
 pub mod t5;
 #[cfg(feature = "torch")]
 mod weights;

@@ -73,6 +73,7 @@ impl From<Failure> for ExecutionError {
             Code::NotFinite => (FailureClass::Attempt, "not_finite"),
             Code::FailedPrecondition | Code::Internal => (FailureClass::Attempt, "internal"),
             Code::Cancelled => (FailureClass::Infrastructure, "cancelled"),
+            Code::PeerLost => (FailureClass::Infrastructure, "peer_lost"),
         };
         Self { class, code, message: failure.message }
     }

@@ -146,6 +146,7 @@ impl From<FailureRecord> for Failure {
             Code::FailedPrecondition,
             Code::Internal,
             Code::NotFinite,
+            Code::PeerLost,
         ];
         match codes.into_iter().find(|&code| code as u32 == record.code) {
             Some(code) => Failure { code, message },

@@ -1,0 +1,79 @@
+//! Compiles the C++ of this plugin against libtorch's headers, and notes which libtorch that is.
+
+fn main() {
+    println!("cargo:rerun-if-changed=build.rs");
+    println!("cargo:rerun-if-changed=cpp");
+    println!("cargo:rerun-if-env-changed=LIBTORCH");
+    #[cfg(feature = "torch")]
+    torch::build();
+    #[cfg(not(feature = "torch"))]
+    println!("cargo:rustc-env=CAPPY_TORCH_ABI=0");
+}
+
+#[cfg(feature = "torch")]
+mod torch {
+    use std::path::{Path, PathBuf};
+    use std::{env, fs, process};
+
+    /// The version that `tch` is written for: with another one it computes wrong numbers without an error.
+    const VERSION: [u64; 3] = [2, 11, 0];
+
+    pub fn build() {
+        let home = env::var_os("LIBTORCH").map(PathBuf::from).unwrap_or_else(|| {
+            stop("LIBTORCH is not set: run `cargo xtask libtorch`, and build inside the workspace")
+        });
+        let include = home.join("include");
+        let version = version(&include.join("torch/headeronly/version.h"));
+        if version != VERSION {
+            let dotted = |v: [u64; 3]| v.map(|n| n.to_string()).join(".");
+            stop(&format!(
+                "libtorch in {} is {}, this plugin is written for {}: run `cargo xtask libtorch`",
+                home.display(),
+                dotted(version),
+                dotted(VERSION)
+            ));
+        }
+        let abi = version[0] << 56 | version[1] << 48 | version[2] << 40;
+        println!("cargo:rustc-env=CAPPY_TORCH_ABI={abi}");
+        let mut build = cc::Build::new();
+        // As the system's headers: their warnings are not ours.
+        for dir in [include.join("torch/csrc/api/include"), include] {
+            build.flag("-isystem").flag(dir);
+        }
+        build
+            .cpp(true)
+            .std("c++17")
+            .files(["cpp/group.cpp", "cpp/gradients.cpp", "cpp/inference.cpp"])
+            .include("cpp")
+            .define("USE_DISTRIBUTED", None)
+            .define("USE_C10D_GLOO", None)
+            // libtorch is called, never inlined far: what little is compiled here is compiled quickly.
+            .opt_level(1)
+            .debug(false)
+            .compile("cappy_c10d");
+        // For programs of this package. In the profile for release the plugin gets no path of this machine.
+        if env::var("PROFILE").as_deref() == Ok("debug") {
+            println!("cargo:rustc-link-arg=-Wl,-rpath,{}", home.join("lib").display());
+        }
+    }
+
+    fn version(header: &Path) -> [u64; 3] {
+        println!("cargo:rerun-if-changed={}", header.display());
+        let text = fs::read_to_string(header).unwrap_or_else(|_| {
+            stop(&format!(
+                "there is no libtorch: {} is missing; run `cargo xtask libtorch`",
+                header.display()
+            ))
+        });
+        ["MAJOR", "MINOR", "PATCH"].map(|part| {
+            let line = format!("#define TORCH_VERSION_{part} ");
+            let number = text.lines().find_map(|l| l.strip_prefix(line.as_str())?.trim().parse().ok());
+            number.unwrap_or_else(|| stop(&format!("{} names no TORCH_VERSION_{part}", header.display())))
+        })
+    }
+
+    fn stop(why: &str) -> ! {
+        println!("cargo:warning={why}");
+        process::exit(1)
+    }
+}

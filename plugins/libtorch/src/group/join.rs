@@ -1,0 +1,142 @@
+//! How ranks find each other.
+
+use std::sync::Arc;
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::thread;
+use std::time::Duration;
+
+use cappy_plugin_abi::{Failure, Group};
+
+use super::ffi::{Connections, Store};
+use super::watch::{Meeting, Watch};
+
+/// Beyond the group's timeout: for steps that time out one after the other, and say more than the total would.
+const MARGIN: Duration = Duration::from_secs(2);
+
+/// Meets the others and connects with them.
+pub(super) fn join(group: &Group) -> Result<(Connections, Watch), Failure> {
+    let rendezvous = Rendezvous::check(group)?;
+    let timeout = rendezvous.timeout;
+    let at = group.rendezvous.clone();
+    let (sender, receiver) = mpsc::sync_channel(1);
+    // A thread, since a peer that accepts a connection and then says nothing keeps c10d waiting for ever.
+    thread::spawn(move || {
+        // Nobody receives when the time was up: then what was made is dropped here.
+        let _ = sender.send(rendezvous.meet());
+    });
+    receiver.recv_timeout(timeout + MARGIN).unwrap_or_else(|error| {
+        Err(match error {
+            RecvTimeoutError::Timeout => Failure::peer_lost(format!(
+                "the ranks did not find each other at `{at}` within {} s",
+                timeout.as_secs()
+            )),
+            RecvTimeoutError::Disconnected => Failure::internal("joining a group panicked"),
+        })
+    })
+}
+
+/// A group, checked.
+struct Rendezvous {
+    group: Group,
+    host: String,
+    port: u16,
+    timeout: Duration,
+}
+
+impl Rendezvous {
+    fn check(group: &Group) -> Result<Self, Failure> {
+        let wrong = |why: String| Err(Failure::invalid_argument(format!("the group is not understood: {why}")));
+        let Group { rank, world, timeout_seconds, listener, .. } = *group;
+        if rank >= world || world > MOST_RANKS {
+            return wrong(format!("rank {rank} of {world}; ranks are counted from 0, and {MOST_RANKS} at most"));
+        }
+        if !(1..=MOST_SECONDS).contains(&timeout_seconds) {
+            return wrong(format!("a timeout of {timeout_seconds} s; give 1 to {MOST_SECONDS}"));
+        }
+        if listener.is_some_and(|fd| rank != 0 || fd < 0) {
+            return wrong("only rank 0 has a listener".into());
+        }
+        let place = group.rendezvous.rsplit_once(':').and_then(|(host, port)| Some((host, port.parse().ok()?)));
+        let Some((host, port)) = place.filter(|&(host, port)| !host.is_empty() && port != 0) else {
+            return wrong(format!("a rendezvous `{}`; give host:port", group.rendezvous));
+        };
+        let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
+        Ok(Self { group: group.clone(), host, port, timeout: Duration::from_secs(timeout_seconds) })
+    }
+
+    fn meet(self) -> Result<(Connections, Watch), Failure> {
+        let Group { rank, world, kind, listener, .. } = self.group;
+        let (at, seconds, ms) = (&self.group.rendezvous, self.timeout.as_secs(), self.timeout.as_millis() as i64);
+        let store = Store::open(&self.host, self.port, (rank == 0).then_some(listener), ms).map_err(|said| {
+            Failure::peer_lost(if rank == 0 {
+                format!("rank 0 cannot listen at `{at}`: {said}")
+            } else {
+                format!("rank 0 of {world} does not answer at `{at}` within {seconds} s: {said}")
+            })
+        })?;
+        let (rank, world) = (rank as usize, world as usize);
+        let meeting = Arc::new(Meeting::new(store, rank, world, self.timeout));
+        let joined = self.connect(&meeting, &format!("{world} ranks ({kind:?} parallel)").to_lowercase());
+        match joined {
+            Ok(connections) => Ok((connections, Watch::start(meeting))),
+            Err(failure) => {
+                meeting.leave(&failure.message);
+                // Others may still have to read why.
+                thread::spawn(move || meeting.close());
+                Err(failure)
+            }
+        }
+    }
+
+    fn connect(&self, meeting: &Meeting, group: &str) -> Result<Connections, Failure> {
+        meeting.agree("their group", group)?;
+        let Group { rank, world, host, .. } = &self.group;
+        let ms = self.timeout.as_millis() as i64;
+        Connections::open(meeting.store(), host, *rank as usize, *world as usize, ms).map_err(|said| {
+            Failure::peer_lost(format!("rank {rank} of {world} cannot connect with the others from `{host}`: {said}"))
+        })
+    }
+}
+
+/// Above it a group is a mistake.
+const MOST_RANKS: u32 = 1024;
+/// A day.
+const MOST_SECONDS: u64 = 86_400;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use cappy_plugin_abi::{Code, GroupKind};
+
+    #[test]
+    fn a_place_in_a_group_is_checked_before_anything_is_opened() {
+        let group = |change: fn(&mut Group)| {
+            let mut group = Group {
+                kind: GroupKind::Data,
+                rank: 0,
+                world: 2,
+                rendezvous: "[::1]:4242".into(),
+                listener: None,
+                host: "127.0.0.1".into(),
+                timeout_seconds: 30,
+            };
+            change(&mut group);
+            Rendezvous::check(&group)
+        };
+        let good = group(|_| {}).unwrap_or_else(|failure| panic!("{failure}"));
+        assert_eq!((good.host.as_str(), good.port), ("::1", 4242));
+        let cases: [(fn(&mut Group), &str); 6] = [
+            (|g| g.rank = 2, "rank 2 of 2"),
+            (|g| g.world = 0, "rank 0 of 0"),
+            (|g| g.timeout_seconds = 0, "a timeout of 0 s"),
+            (|g| (g.rank, g.listener) = (1, Some(3)), "only rank 0"),
+            (|g| g.rendezvous = "somewhere".into(), "`somewhere`"),
+            (|g| g.rendezvous = ":80".into(), "`:80`"),
+        ];
+        for (change, words) in cases {
+            let failure = group(change).err().expect("it is refused");
+            assert_eq!(failure.code, Code::InvalidArgument);
+            assert!(failure.message.contains(words), "{failure}");
+        }
+    }
+}

@@ -25,10 +25,10 @@ mod weights;
 
 use std::collections::HashMap;
 use std::path::Path;
-use std::sync::Arc;
 
+use cappy_plugin_abi::random::{fold, key_of};
 use cappy_plugin_abi::{
-    Control, Decoding, EncodingId, Failure, Generated, Generator, LoadRequest, ModelInfo, RaggedTokens,
+    Control, Decoding, EncodingId, Failure, Generated, Generator, Group, LoadRequest, ModelInfo, RaggedTokens,
 };
 pub use cappy_plugin_models::t5::config::ARCHITECTURE;
 use cappy_plugin_models::t5::config::Config;
@@ -37,10 +37,12 @@ use cappy_plugin_models::weights::Checkpoint;
 use tch::{Device, Kind};
 
 use crate::engine::Result;
+use crate::group::Ranks;
+use crate::inference::InferenceMode;
 use cross::Encoding;
 use model::{Model, Pass};
 use positions::Positions;
-use shard::{Peers, Shard};
+use shard::Shard;
 use weights::Weights;
 
 /// Tokens that go through the encoder together; a longer row goes alone.
@@ -50,18 +52,16 @@ const CACHE_BYTES: usize = 1 << 30;
 
 /// Loads a T5 generator, or one rank's part of one.
 ///
-/// `join`: makes this process one of several, where the request says so; called once the shape is known to fit.
-///
 /// # Errors
-/// `BadModel` for a damaged or incomplete directory, `InvalidArgument` for ranks that cannot share the heads.
+/// `BadModel` for a damaged or incomplete directory; `InvalidArgument` for a number of ranks that cannot share the
+/// heads (before any is waited for), or ranks with different models; `PeerLost` for ranks that do not come.
 pub fn load(
     request: &LoadRequest,
     device: Device,
     kind: Kind,
-    world: usize,
-    join: impl FnOnce() -> std::result::Result<Option<Arc<dyn Peers>>, Failure>,
+    group: Option<&Group>,
 ) -> std::result::Result<Box<dyn Generator>, Failure> {
-    Ok(Box::new(T5::open(request, device, kind, world, join)?))
+    Ok(Box::new(T5::open(request, device, kind, group)?))
 }
 
 /// A loaded model with its encodings.
@@ -79,15 +79,18 @@ impl T5 {
         request: &LoadRequest,
         device: Device,
         kind: Kind,
-        world: usize,
-        join: impl FnOnce() -> std::result::Result<Option<Arc<dyn Peers>>, Failure>,
+        group: Option<&Group>,
     ) -> std::result::Result<Self, Failure> {
         let config = Config::parse(&request.config_json)?;
-        Shard::check(&config, world)?;
+        Shard::check(&config, group)?;
         let checkpoint = Checkpoint::open(Path::new(&request.model_dir))?;
-        let shard = join()?.map_or_else(Shard::alone, Shard::of);
-        let _guard = tch::no_grad_guard();
+        let shard = match group {
+            None => Shard::alone(),
+            Some(group) => Shard::of(Ranks::join(group)?),
+        };
+        let _mode = InferenceMode::enter();
         let weights = Weights::load(&checkpoint, &config, &shard, device, kind)?;
+        shard.agree(fold(weights.fingerprint, key_of(&request.config_json)))?;
         let heads = shard.heads(&config).len();
         let positions = |causal| Positions::new(&config, heads, causal, kind, device);
         Ok(Self {
@@ -150,7 +153,7 @@ impl Generator for T5 {
     ) -> std::result::Result<EncodingId, Failure> {
         sources.check(self.model.config.vocab_size as u32)?;
         self.cover(longest(sources), 0);
-        let _guard = tch::no_grad_guard();
+        let _mode = InferenceMode::enter();
         let encoding = self.encode_rows(sources, control)?;
         let id = EncodingId(self.next_encoding);
         self.next_encoding += 1;
@@ -175,7 +178,7 @@ impl Generator for T5 {
             )));
         }
         self.cover(0, decodings.iter().map(|d| d.max_length as usize).max().unwrap_or(0));
-        let _guard = tch::no_grad_guard();
+        let _mode = InferenceMode::enter();
         let batch = generate::Batch {
             pass: Pass { model: &self.model, control },
             encoding: self.encoding(encoding)?,
@@ -210,7 +213,7 @@ impl Generator for T5 {
             )));
         }
         self.cover(0, longest(targets));
-        let _guard = tch::no_grad_guard();
+        let _mode = InferenceMode::enter();
         let pass = Pass { model: &self.model, control };
         Ok(likelihood::of(pass, self.encoding(encoding)?, &self.decoder, targets, rows)?)
     }

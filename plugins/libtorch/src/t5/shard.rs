@@ -7,37 +7,19 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use cappy_plugin_abi::{Control, Failure};
+use cappy_plugin_abi::{Control, Failure, Group, GroupKind};
 use cappy_plugin_models::t5::config::Config;
 use tch::Tensor;
 
 use crate::engine::Result;
+use crate::group::Ranks;
 use crate::weights::part;
-
-/// How ranks reach each other.
-pub trait Peers: Send + Sync {
-    /// This one, from 0.
-    fn rank(&self) -> usize;
-    /// How many there are.
-    fn world(&self) -> usize;
-    /// Makes `tensor` the sum of all ranks'.
-    ///
-    /// # Errors
-    /// `Cancelled`, or that a rank is lost.
-    fn all_reduce(&self, tensor: &Tensor, control: &dyn Control) -> std::result::Result<(), Failure>;
-    /// Every rank's `tensor`, which all have one shape.
-    ///
-    /// # Errors
-    /// As [`Peers::all_reduce`].
-    fn all_gather(&self, tensor: &Tensor, control: &dyn Control)
-    -> std::result::Result<Vec<Tensor>, Failure>;
-}
 
 /// A rank's place, and what reaches the others.
 pub struct Shard {
     rank: usize,
     world: usize,
-    ranks: Option<Arc<dyn Peers>>,
+    ranks: Option<Arc<Ranks>>,
 }
 
 impl Shard {
@@ -47,15 +29,22 @@ impl Shard {
     }
 
     /// One of several, which have found each other.
-    pub fn of(ranks: Arc<dyn Peers>) -> Self {
+    pub fn of(ranks: Arc<Ranks>) -> Self {
         Self { rank: ranks.rank(), world: ranks.world(), ranks: Some(ranks) }
     }
 
-    /// Refuses a number of ranks that cannot share the heads.
+    /// Refuses a group that cannot share the heads, or that shares something else.
     ///
     /// # Errors
-    /// `InvalidArgument` with both numbers.
-    pub fn check(config: &Config, world: usize) -> std::result::Result<(), Failure> {
+    /// `InvalidArgument` with both numbers; `Unsupported` for another kind of group.
+    pub fn check(config: &Config, group: Option<&Group>) -> std::result::Result<(), Failure> {
+        let Some(group) = group else { return Ok(()) };
+        if group.kind != GroupKind::Tensor {
+            return Err(Failure::unsupported(
+                "a generator's ranks share every row (tensor parallel), not rows among them; ask for model shards",
+            ));
+        }
+        let world = group.world as usize;
         if world > 0 && config.num_heads.is_multiple_of(world) {
             return Ok(());
         }
@@ -63,6 +52,14 @@ impl Shard {
             "{world} ranks cannot share {} attention heads equally; use a number of shards that divides them",
             config.num_heads
         )))
+    }
+
+    /// Makes sure that all ranks hold parts of one model; `fingerprint`: of what each has loaded.
+    ///
+    /// # Errors
+    /// `InvalidArgument` naming two ranks that differ, or that a rank is lost.
+    pub fn agree(&self, fingerprint: u64) -> std::result::Result<(), Failure> {
+        self.ranks.as_ref().map_or(Ok(()), |ranks| ranks.agree("their model", &format!("{fingerprint:016x}")))
     }
 
     /// The heads of this rank.
@@ -126,17 +123,33 @@ impl Shard {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use cappy_plugin_abi::Code;
 
     #[test]
     fn ranks_share_heads_equally_or_not_at_all() {
         let config = Config::parse(r#"{"num_heads": 6}"#).expect("config");
+        let check = |kind, world| {
+            let group = Group {
+                kind,
+                rank: 0,
+                world,
+                rendezvous: "127.0.0.1:1".into(),
+                listener: None,
+                host: "127.0.0.1".into(),
+                timeout_seconds: 1,
+            };
+            Shard::check(&config, Some(&group))
+        };
+        Shard::check(&config, None).expect("alone");
         for world in [1, 2, 3, 6] {
-            Shard::check(&config, world).expect("it divides");
+            check(GroupKind::Tensor, world).expect("it divides");
         }
         for world in [0, 4, 5, 12] {
-            let failure = Shard::check(&config, world).expect_err("it does not");
+            let failure = check(GroupKind::Tensor, world).expect_err("it does not");
+            assert_eq!(failure.code, Code::InvalidArgument);
             assert!(failure.message.contains(&format!("{world} ranks")), "{failure}");
             assert!(failure.message.contains("6 attention heads"), "{failure}");
         }
+        assert_eq!(check(GroupKind::Data, 2).expect_err("another kind").code, Code::Unsupported);
     }
 }

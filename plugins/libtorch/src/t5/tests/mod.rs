@@ -74,7 +74,7 @@ fn request(model: &str) -> LoadRequest {
 }
 
 fn open_as(request: &LoadRequest, kind: Kind) -> Result<T5, Failure> {
-    T5::open(request, Device::Cpu, kind, 1, || Ok(None))
+    T5::open(request, Device::Cpu, kind, None)
 }
 
 fn open(model: &str) -> T5 {
@@ -90,7 +90,7 @@ fn rows<'a>(rows: impl IntoIterator<Item = &'a Vec<u32>>) -> TokenRows {
 }
 
 fn encoded(model: &str, sources: &[Vec<u32>]) -> (Box<dyn Generator>, EncodingId) {
-    let mut generator = load(&request(model), Device::Cpu, Kind::Float, 1, || Ok(None)).expect("model");
+    let mut generator = load(&request(model), Device::Cpu, Kind::Float, None).expect("model");
     let id = generator.encode(rows(sources).view(), &Unattended).expect("encode");
     (generator, id)
 }

@@ -2,6 +2,8 @@
 
 mod backend;
 #[cfg(feature = "torch")]
+pub mod encoder;
+#[cfg(feature = "torch")]
 mod engine;
 #[cfg(feature = "torch")]
 pub mod group;

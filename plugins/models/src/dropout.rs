@@ -17,8 +17,12 @@ pub enum Site {
     Attention(usize),
     /// What a layer's attention adds to the stream.
     AttentionOutput(usize),
-    /// What a layer's feed-forward network adds to the stream.
+    /// What a layer's feed-forward network adds to the stream; in ModernBERT its inner states.
     FeedForward(usize),
+    /// DeBERTa's position embeddings, as a layer sees them.
+    Positions(usize),
+    /// DeBERTa's convolution over the embeddings.
+    Convolution,
 }
 
 impl Site {
@@ -30,6 +34,9 @@ impl Site {
             Self::Attention(layer) => 3 + 3 * layer as u64,
             Self::AttentionOutput(layer) => 4 + 3 * layer as u64,
             Self::FeedForward(layer) => 5 + 3 * layer as u64,
+            // Beyond the last layer of any model.
+            Self::Positions(layer) => (1 << 32) + layer as u64,
+            Self::Convolution => 1 << 33,
         }
     }
 }

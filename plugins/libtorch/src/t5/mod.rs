@@ -17,7 +17,7 @@ mod generate;
 mod likelihood;
 mod model;
 mod positions;
-mod ragged;
+pub(crate) mod ragged;
 mod shard;
 #[cfg(test)]
 mod tests;

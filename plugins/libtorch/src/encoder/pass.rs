@@ -1,0 +1,133 @@
+//! What a forward pass knows beside the network: its rows, and which numbers are dropped.
+
+use cappy_plugin_abi::random::fold;
+use cappy_plugin_abi::{Control, Failure};
+use cappy_plugin_models::dropout::{Dropout, Site};
+use rayon::prelude::*;
+use tch::{Kind, Tensor};
+
+use super::batch::Batch;
+use crate::engine::Result;
+use crate::t5::ragged::Group;
+use crate::weights::filled;
+
+/// Rows of a mask that one task makes.
+const ROWS: usize = 32;
+
+/// Which of the batch's rows of numbers a tensor has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Of {
+    /// One for each token.
+    Tokens,
+    /// One for each first token; dropped as among all tokens.
+    FirstTokens,
+    /// One for each row.
+    Rows,
+}
+
+/// One forward pass.
+pub struct Pass<'a> {
+    /// Its rows.
+    pub batch: &'a Batch<'a>,
+    /// Set in training.
+    dropout: Option<Dropout>,
+    /// Whether it shall end.
+    control: &'a dyn Control,
+}
+
+impl<'a> Pass<'a> {
+    /// A pass that drops nothing.
+    pub fn scoring(batch: &'a Batch<'a>, control: &'a dyn Control) -> Self {
+        Self { batch, dropout: None, control }
+    }
+
+    /// A pass whose masks depend on the dropout's key and on places in the whole batch alone.
+    pub fn training(batch: &'a Batch<'a>, dropout: Dropout, control: &'a dyn Control) -> Self {
+        Self { batch, dropout: dropout.active().then_some(dropout), control }
+    }
+
+    /// To be called now and then.
+    ///
+    /// # Errors
+    /// `Cancelled`.
+    pub fn go_on(&self) -> Result<()> {
+        if self.control.cancelled() {
+            return Err(Failure::cancelled("the call was cancelled").into());
+        }
+        Ok(())
+    }
+
+    /// `x`, `(n, width)`, with dropout.
+    ///
+    /// # Errors
+    /// `OutOfMemory`.
+    pub fn drop(&self, x: Tensor, site: Site, of: Of) -> Result<Tensor> {
+        let Some(dropout) = self.dropout else { return Ok(x) };
+        let keys: Vec<usize> = match of {
+            Of::Tokens => self.batch.places().collect(),
+            Of::FirstTokens => self.batch.first_places().collect(),
+            Of::Rows => self.batch.rows.to_vec(),
+        };
+        self.apply(dropout, x, site, &keys)
+    }
+
+    /// `x`, `(n, width)`, with dropout of a table's rows from `first` on.
+    ///
+    /// # Errors
+    /// `OutOfMemory`.
+    pub fn drop_table(&self, x: Tensor, site: Site, first: usize) -> Result<Tensor> {
+        let Some(dropout) = self.dropout else { return Ok(x) };
+        let keys: Vec<usize> = (first..first + x.size()[0] as usize).collect();
+        self.apply(dropout, x, site, &keys)
+    }
+
+    fn apply(&self, dropout: Dropout, x: Tensor, site: Site, keys: &[usize]) -> Result<Tensor> {
+        let (site, width) = (dropout.site(site), x.size()[1] as usize);
+        let mask = self.mask(&[keys.len(), width], width, |row, mask| {
+            dropout.apply(mask, fold(site, keys[row] as u64));
+        })?;
+        Ok(x.f_mul(&mask)?)
+    }
+
+    /// What the attention weights of a group are multiplied with, `(rows, heads, queries, longest)`; None: nothing is
+    /// dropped. Queries are the first ones of each row.
+    ///
+    /// # Errors
+    /// `OutOfMemory`.
+    pub fn attention_mask(
+        &self,
+        layer: usize,
+        group: &Group,
+        heads: usize,
+        queries: usize,
+    ) -> Result<Option<Tensor>> {
+        let Some(dropout) = self.dropout else { return Ok(None) };
+        let site = dropout.site(Site::Attention(layer));
+        let shape = [group.rows.len(), heads, queries, group.longest];
+        let mask = self.mask(&shape, group.longest, |line, mask| {
+            let (row, head, query) = (line / queries / heads, line / queries % heads, line % queries);
+            let row_key = fold(site, self.batch.rows[group.rows[row]] as u64);
+            let key = fold(fold(row_key, head as u64), query as u64);
+            dropout.apply(&mut mask[..group.lengths[row]], key);
+        });
+        mask.map(Some)
+    }
+
+    /// A tensor of ones that `fill` changes line by line.
+    fn mask(
+        &self,
+        shape: &[usize],
+        width: usize,
+        fill: impl Fn(usize, &mut [f32]) + Sync,
+    ) -> Result<Tensor> {
+        filled(shape, self.batch.device, Kind::Float, |to| {
+            to.par_chunks_mut(ROWS * width).enumerate().for_each(|(chunk, lines)| {
+                lines.fill(1.0);
+                for (i, line) in lines.chunks_exact_mut(width).enumerate() {
+                    fill(chunk * ROWS + i, line);
+                }
+            });
+            Ok(())
+        })
+    }
+}

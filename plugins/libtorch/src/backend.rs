@@ -6,27 +6,91 @@ use cappy_plugin_abi::{Backend, Descriptor, Failure, Generator, LoadRequest, Sco
 #[derive(Clone, Copy, Debug, Default)]
 pub struct LibtorchBackend;
 
-impl Backend for LibtorchBackend {
-    fn describe(&self) -> Descriptor {
-        Descriptor {
-            name: "libtorch".into(),
-            version: env!("CARGO_PKG_VERSION").into(),
-            engine_version: "libtorch 2.11.0".into(),
-            devices: vec!["cpu".into()],
-            dtypes: vec!["f32".into()],
-            ..Descriptor::default()
+const NAME: &str = "libtorch";
+
+#[cfg(feature = "torch")]
+mod torch {
+    use super::{Backend, Descriptor, Failure, Generator, LibtorchBackend, LoadRequest, NAME, Scorer, Trainer};
+    use cappy_plugin_abi::{DATA_PARALLEL, Group, ModelOptions, TENSOR_PARALLEL};
+    use cappy_plugin_models::encoder::family::Family;
+    use serde::de::DeserializeOwned;
+
+    use crate::{device, encoder, t5};
+
+    impl Backend for LibtorchBackend {
+        fn describe(&self) -> Descriptor {
+            Descriptor {
+                name: NAME.into(),
+                version: env!("CARGO_PKG_VERSION").into(),
+                engine_version: "libtorch 2.11.0".into(),
+                devices: device::names(),
+                dtypes: vec!["f32".into(), "bf16".into()],
+                scorer_architectures: Family::ALL.iter().map(|family| family.model_type().into()).collect(),
+                generator_architectures: vec![t5::ARCHITECTURE.into()],
+                features: ["training", DATA_PARALLEL, TENSOR_PARALLEL].map(Into::into).into(),
+            }
+        }
+
+        fn load_scorer(&self, request: &LoadRequest) -> Result<Box<dyn Scorer>, Failure> {
+            let device = device::device(&request.device)?;
+            let kind = device::kind(&request.dtype, device)?;
+            let ModelOptions { group } = options(request)?;
+            Group::refuse(group.as_ref(), "libtorch scorer's")?;
+            encoder::scorer::load(request, device, kind)
+        }
+
+        fn load_generator(&self, request: &LoadRequest) -> Result<Box<dyn Generator>, Failure> {
+            let device = device::device(&request.device)?;
+            let kind = device::kind(&request.dtype, device)?;
+            let ModelOptions { group } = options(request)?;
+            t5::load(request, device, kind, group.as_ref())
+        }
+
+        fn load_trainer(&self, _: &LoadRequest) -> Result<Box<dyn Trainer>, Failure> {
+            Err(Failure::unsupported("`libtorch` loads no trainers"))
         }
     }
 
-    fn load_scorer(&self, _: &LoadRequest) -> Result<Box<dyn Scorer>, Failure> {
-        Err(Failure::unsupported("`libtorch` loads no scorers"))
+    /// Options of a request; an empty text means none are given.
+    fn options<T: DeserializeOwned>(request: &LoadRequest) -> Result<T, Failure> {
+        let json = if request.options_json.is_empty() { "{}" } else { &request.options_json };
+        serde_json::from_str(json)
+            .map_err(|e| Failure::invalid_argument(format!("the options are not understood: {e}")))
+    }
+}
+
+/// Built without its engine, so that the workspace builds where no libtorch is laid out.
+#[cfg(not(feature = "torch"))]
+mod without {
+    use super::{Backend, Descriptor, Failure, Generator, LibtorchBackend, LoadRequest, NAME, Scorer, Trainer};
+
+    fn refusal() -> Failure {
+        Failure::unsupported(
+            "this build of the libtorch backend lacks its engine; run `cargo xtask libtorch` and build it with \
+             `--features torch`",
+        )
     }
 
-    fn load_generator(&self, _: &LoadRequest) -> Result<Box<dyn Generator>, Failure> {
-        Err(Failure::unsupported("`libtorch` loads no generators"))
-    }
+    impl Backend for LibtorchBackend {
+        fn describe(&self) -> Descriptor {
+            Descriptor {
+                name: NAME.into(),
+                version: env!("CARGO_PKG_VERSION").into(),
+                engine_version: "none".into(),
+                ..Descriptor::default()
+            }
+        }
 
-    fn load_trainer(&self, _: &LoadRequest) -> Result<Box<dyn Trainer>, Failure> {
-        Err(Failure::unsupported("`libtorch` loads no trainers"))
+        fn load_scorer(&self, _: &LoadRequest) -> Result<Box<dyn Scorer>, Failure> {
+            Err(refusal())
+        }
+
+        fn load_generator(&self, _: &LoadRequest) -> Result<Box<dyn Generator>, Failure> {
+            Err(refusal())
+        }
+
+        fn load_trainer(&self, _: &LoadRequest) -> Result<Box<dyn Trainer>, Failure> {
+            Err(refusal())
+        }
     }
 }

@@ -2,6 +2,8 @@
 
 mod backend;
 #[cfg(feature = "torch")]
+mod device;
+#[cfg(feature = "torch")]
 pub mod encoder;
 #[cfg(feature = "torch")]
 mod engine;

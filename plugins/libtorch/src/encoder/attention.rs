@@ -73,7 +73,14 @@ impl Attention<'_> {
     }
 
     /// `query`: `(rows, heads, queries, head_dim)`, keys and values likewise; gives `(rows, queries, hidden)`.
-    fn attend(&self, pass: &Pass<'_>, g: usize, query: &Tensor, key: &Tensor, value: &Tensor) -> Result<Tensor> {
+    fn attend(
+        &self,
+        pass: &Pass<'_>,
+        g: usize,
+        query: &Tensor,
+        key: &Tensor,
+        value: &Tensor,
+    ) -> Result<Tensor> {
         let (group, padding) = (&pass.batch.ragged.groups[g], pass.batch.masks[g].as_ref());
         let (rows, heads, queries, d) = query.size4()?;
         let dropped = pass.attention_mask(self.layer, group, self.heads, queries as usize)?;
@@ -156,9 +163,7 @@ fn near(
 ) -> Result<Tensor> {
     let shape = [queries.end - queries.start, keys.end - keys.start];
     let values: Vec<f32> = queries
-        .flat_map(|i| {
-            keys.clone().map(move |j| if i.abs_diff(j) <= window as u64 { 0.0 } else { UNSEEN })
-        })
+        .flat_map(|i| keys.clone().map(move |j| if i.abs_diff(j) <= window as u64 { 0.0 } else { UNSEEN }))
         .collect();
     Ok(Tensor::f_from_slice(&values)?.f_view(shape)?.f_to_kind(like.f_kind()?)?.f_to_device(like.device())?)
 }

@@ -203,9 +203,8 @@ impl Deberta {
 
     fn embed(&self, pass: &Pass<'_>) -> Result<Tensor> {
         let (batch, config) = (pass.batch, &self.config);
-        let look_up = |table: &Tensor, index: &Tensor, pad: i64| {
-            Tensor::f_embedding(table, index, pad, false, false)
-        };
+        let look_up =
+            |table: &Tensor, index: &Tensor, pad: i64| Tensor::f_embedding(table, index, pad, false, false);
         let ids = batch.indices(batch.tokens().map(|id| id as usize))?;
         let mut x = look_up(&self.word, &ids, self.pad_token)?;
         if let Some(table) = &self.position {

@@ -114,12 +114,7 @@ impl<'a> Pass<'a> {
     }
 
     /// A tensor of ones that `fill` changes line by line.
-    fn mask(
-        &self,
-        shape: &[usize],
-        width: usize,
-        fill: impl Fn(usize, &mut [f32]) + Sync,
-    ) -> Result<Tensor> {
+    fn mask(&self, shape: &[usize], width: usize, fill: impl Fn(usize, &mut [f32]) + Sync) -> Result<Tensor> {
         filled(shape, self.batch.device, Kind::Float, |to| {
             to.par_chunks_mut(ROWS * width).enumerate().for_each(|(chunk, lines)| {
                 lines.fill(1.0);

@@ -10,6 +10,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use cappy_plugin_abi::Failure;
+use cappy_plugin_abi::random::{fold, key_of};
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 use memmap2::Mmap;
@@ -22,6 +23,9 @@ pub const SINGLE: &str = "model.safetensors";
 pub const INDEX: &str = "model.safetensors.index.json";
 /// Elements read and converted by one task.
 const CONVERT_CHUNK: usize = 1 << 18;
+
+/// Bytes of each tensor that a fingerprint covers.
+const SAMPLE_BYTES: usize = 256;
 
 /// An open, checked checkpoint.
 pub struct Checkpoint {
@@ -122,6 +126,28 @@ impl Checkpoint {
     /// Shape of a tensor, if it is there.
     pub fn shape(&self, name: &str) -> Option<&[usize]> {
         self.tensors.get(name).map(|(_, info)| info.shape.as_slice())
+    }
+
+    /// A hash of what the checkpoint is: of every tensor the name, kind, shape and first bytes. It tells models of one
+    /// shape and different training apart without reading them.
+    ///
+    /// # Errors
+    /// `BadModel` when a file cannot be read.
+    pub fn fingerprint(&self) -> Result<u64, Failure> {
+        let mut names: Vec<&String> = self.tensors.keys().collect();
+        names.sort();
+        let mut all = 0;
+        for name in names {
+            let (file, info) = &self.tensors[name];
+            let file = &self.files[*file];
+            let (start, end) = info.data_offsets;
+            let mut sample = vec![0; (end - start).min(SAMPLE_BYTES)];
+            file.file.read_exact_at(&mut sample, file.data + start as u64).map_err(|e| {
+                Failure::bad_model(format!("tensor `{name}` of `{}` cannot be read: {e}", file.name))
+            })?;
+            all = fold(all, key_of(&format!("{name} {:?} {:?} {sample:?}", info.dtype, info.shape)));
+        }
+        Ok(all)
     }
 
     /// A tensor as f32 (stored as f32, bf16 or f16).
@@ -313,6 +339,26 @@ mod tests {
                 assert_eq!(got, expected, "{dtype} {of:?} {columns:?}");
             }
         }
+    }
+
+    #[test]
+    fn fingerprints_tell_contents_apart_and_not_files() {
+        let fingerprint = |name: &str, header: &str, data: &[u8]| {
+            let dir = Dir::new(name);
+            std::fs::write(dir.0.join(SINGLE), [&file(header, 0), data].concat()).unwrap();
+            Checkpoint::open(&dir.0).unwrap().fingerprint().unwrap()
+        };
+        let header = |order: [&str; 2]| {
+            let at = order.map(|name| if name == order[0] { "0,4" } else { "4,8" });
+            let one = |i: usize| {
+                format!(r#""{}":{{"dtype":"F32","shape":[1],"data_offsets":[{}]}}"#, order[i], at[i])
+            };
+            format!("{{{},{}}}", one(0), one(1))
+        };
+        let ab = fingerprint("fp1", &header(["a", "b"]), &[1, 2, 3, 4, 5, 6, 7, 8]);
+        assert_eq!(ab, fingerprint("fp2", &header(["b", "a"]), &[5, 6, 7, 8, 1, 2, 3, 4]), "another layout");
+        assert_ne!(ab, fingerprint("fp3", &header(["a", "b"]), &[1, 2, 3, 4, 5, 6, 7, 9]), "another number");
+        assert_ne!(ab, fingerprint("fp4", &header(["a", "c"]), &[1, 2, 3, 4, 5, 6, 7, 8]), "another name");
     }
 
     #[test]

@@ -26,7 +26,6 @@ mod weights;
 use std::collections::HashMap;
 use std::path::Path;
 
-use cappy_plugin_abi::random::{fold, key_of};
 use cappy_plugin_abi::{
     Control, Decoding, EncodingId, Failure, Generated, Generator, Group, LoadRequest, ModelInfo, RaggedTokens,
 };
@@ -88,9 +87,9 @@ impl T5 {
             None => Shard::alone(),
             Some(group) => Shard::of(Ranks::join(group)?),
         };
+        shard.agree(&request.config_json, &checkpoint, kind)?;
         let _mode = InferenceMode::enter();
         let weights = Weights::load(&checkpoint, &config, &shard, device, kind)?;
-        shard.agree(fold(weights.fingerprint, key_of(&request.config_json)))?;
         let heads = shard.heads(&config).len();
         let positions = |causal| Positions::new(&config, heads, causal, kind, device);
         Ok(Self {

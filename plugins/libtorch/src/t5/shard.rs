@@ -7,9 +7,11 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use cappy_plugin_abi::random::{fold, key_of};
 use cappy_plugin_abi::{Control, Failure, Group, GroupKind};
 use cappy_plugin_models::t5::config::Config;
-use tch::Tensor;
+use cappy_plugin_models::weights::Checkpoint;
+use tch::{Kind, Tensor};
 
 use crate::engine::Result;
 use crate::group::Ranks;
@@ -54,12 +56,19 @@ impl Shard {
         )))
     }
 
-    /// Makes sure that all ranks hold parts of one model; `fingerprint`: of what each has loaded.
+    /// Makes sure that all ranks hold parts of one model, in one number format.
     ///
     /// # Errors
     /// `InvalidArgument` naming two ranks that differ, or that a rank is lost.
-    pub fn agree(&self, fingerprint: u64) -> std::result::Result<(), Failure> {
-        self.ranks.as_ref().map_or(Ok(()), |ranks| ranks.agree("their model", &format!("{fingerprint:016x}")))
+    pub fn agree(
+        &self,
+        config_json: &str,
+        checkpoint: &Checkpoint,
+        kind: Kind,
+    ) -> std::result::Result<(), Failure> {
+        let Some(ranks) = &self.ranks else { return Ok(()) };
+        let fingerprint = fold(checkpoint.fingerprint()?, key_of(config_json));
+        ranks.agree("their model", &format!("{fingerprint:016x} in {kind:?}"))
     }
 
     /// The heads of this rank.

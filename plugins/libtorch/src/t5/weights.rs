@@ -5,7 +5,6 @@
 
 use std::ops::Range;
 
-use cappy_plugin_abi::random::{fold, key_of};
 use cappy_plugin_models::t5::config::Config;
 use cappy_plugin_models::weights::Checkpoint;
 use tch::{Device, Kind, Tensor};
@@ -80,8 +79,6 @@ pub struct Weights {
     pub parameters: u64,
     /// Bytes in memory.
     pub bytes: u64,
-    /// Of what every rank holds, whatever its part: the norms, and the number format.
-    pub fingerprint: u64,
 }
 
 impl Weights {
@@ -104,7 +101,6 @@ impl Weights {
             kind,
             heads: shard.heads(config),
             inner: shard.inner(config),
-            fingerprint: key_of(&format!("{kind:?}")),
         };
         let name = ["shared.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight"]
             .into_iter()
@@ -118,8 +114,7 @@ impl Weights {
         let encoder = loader.stack("encoder", config.num_layers)?;
         let decoder = loader.stack("decoder", config.num_decoder_layers)?;
         let Reader { parameters, bytes, .. } = loader.reader;
-        let fingerprint = loader.fingerprint;
-        Ok(Self { embedding, encoder, decoder, head, parameters, bytes, fingerprint })
+        Ok(Self { embedding, encoder, decoder, head, parameters, bytes })
     }
 }
 
@@ -130,7 +125,6 @@ struct Loader<'a> {
     kind: Kind,
     heads: Range<usize>,
     inner: Range<usize>,
-    fingerprint: u64,
 }
 
 impl Loader<'_> {
@@ -152,12 +146,7 @@ impl Loader<'_> {
     }
 
     fn norm(&mut self, prefix: &str) -> Result<Tensor> {
-        let norm = self.reader.whole(&format!("{prefix}.weight"), &[self.config.d_model], Kind::Float)?;
-        let mut values = vec![0.0_f32; norm.numel()];
-        let count = values.len();
-        norm.f_to_device(Device::Cpu)?.f_copy_data(&mut values, count)?;
-        self.fingerprint = values.iter().fold(self.fingerprint, |all, x| fold(all, u64::from(x.to_bits())));
-        Ok(norm)
+        self.reader.whole(&format!("{prefix}.weight"), &[self.config.d_model], Kind::Float)
     }
 
     fn forward(&mut self, at: &str) -> Result<FeedForward> {

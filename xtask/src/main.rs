@@ -3,6 +3,7 @@
 
 mod bench;
 mod deny;
+mod libtorch;
 mod serve;
 mod steps;
 mod test;
@@ -24,6 +25,8 @@ enum Command {
     Test(test::Test),
     /// Check licences, duplicates and sources of dependencies (installs cargo-deny below target/ when missing)
     Deny,
+    /// Bring the engine of plugins/libtorch (PyTorch 2.11.0 for CPUs, 540 MB) below target/
+    Libtorch(libtorch::Libtorch),
     /// Measure this project and a peer side by side, in one sitting
     Bench(bench::Bench),
 }
@@ -32,6 +35,7 @@ fn main() -> ExitCode {
     let result = match Arguments::parse().command {
         Command::Test(test) => test.run(),
         Command::Deny => deny::run(),
+        Command::Libtorch(libtorch) => libtorch.run(),
         Command::Bench(bench) => bench.run(),
     };
     match result {

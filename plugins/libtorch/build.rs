@@ -43,7 +43,7 @@ mod torch {
         build
             .cpp(true)
             .std("c++17")
-            .files(["cpp/group.cpp", "cpp/gradients.cpp", "cpp/inference.cpp"])
+            .files(["cpp/group.cpp", "cpp/gradients.cpp", "cpp/inference.cpp", "cpp/variables.cpp"])
             .include("cpp")
             .define("USE_DISTRIBUTED", None)
             .define("USE_C10D_GLOO", None)
@@ -51,9 +51,11 @@ mod torch {
             .opt_level(1)
             .debug(false)
             .compile("cappy_c10d");
-        // For programs of this package. In the profile for release the plugin gets no path of this machine.
-        if env::var("PROFILE").as_deref() == Ok("debug") {
-            println!("cargo:rustc-link-arg=-Wl,-rpath,{}", home.join("lib").display());
+        // For programs of this package. In the profile for release the plugin gets no path of this machine; examples
+        // and tests, which never leave it, do.
+        let of_all = env::var("PROFILE").as_deref() == Ok("debug");
+        for programs in if of_all { &[""][..] } else { &["-examples", "-tests"] } {
+            println!("cargo:rustc-link-arg{programs}=-Wl,-rpath,{}", home.join("lib").display());
         }
     }
 

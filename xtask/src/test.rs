@@ -5,6 +5,7 @@ use clap::Args;
 
 use crate::{
     deny,
+    libtorch::Libtorch,
     steps::{cargo, run},
 };
 
@@ -14,39 +15,44 @@ pub struct Test {
     /// Leave out the licence check, which builds cargo-deny the first time
     #[arg(long)]
     no_deny: bool,
+    /// Leave out the libtorch backend, which downloads 540 MB the first time
+    #[arg(long)]
+    no_libtorch: bool,
+    #[command(flatten)]
+    libtorch: Libtorch,
 }
+
+/// The backend with its engine.
+const ENGINE: [&str; 2] = ["--features", "cappy-plugin-libtorch/torch"];
 
 impl Test {
     /// Every step, the quick ones first.
     pub fn run(self) -> Result<()> {
         run("format", &mut cargo(["fmt", "--all", "--check"]))?;
-        run(
-            "lints",
-            &mut cargo([
-                "clippy",
-                "--workspace",
-                "--all-targets",
-                "--locked",
-                "--quiet",
-                "--",
-                "-D",
-                "warnings",
-            ]),
-        )?;
+        if self.no_libtorch {
+            eprintln!("==> libtorch: left out; its backend is built without an engine and not tested");
+        } else {
+            eprintln!("==> libtorch");
+            self.libtorch.run()?;
+        }
+        let step = |what: &str, command: &str, arguments: &[&str]| {
+            let mut cargo = cargo([command, "--workspace", "--locked"]);
+            if !self.no_libtorch {
+                cargo.args(ENGINE);
+            }
+            cargo.args(arguments);
+            if command == "doc" {
+                cargo.env("RUSTDOCFLAGS", "-D warnings");
+            }
+            run(what, &mut cargo)
+        };
+        step("lints", "clippy", &["--all-targets", "--quiet", "--", "-D", "warnings"])?;
         // Whole-cluster tests start the binaries and open the plugins that this leaves in the target folder. With the
         // tests' targets, so that dependencies get the features that they have there and are built once.
-        run("build", &mut cargo(["build", "--workspace", "--all-targets", "--locked", "--quiet"]))?;
-        let kinds = ["test", "--workspace", "--locked", "--no-fail-fast", "--lib", "--bins", "--tests"];
-        run("tests", &mut cargo(kinds))?;
-        run(
-            "examples of the documentation",
-            &mut cargo(["test", "--workspace", "--locked", "--quiet", "--doc"]),
-        )?;
-        run(
-            "documentation",
-            cargo(["doc", "--workspace", "--no-deps", "--locked", "--quiet"])
-                .env("RUSTDOCFLAGS", "-D warnings"),
-        )?;
+        step("build", "build", &["--all-targets", "--quiet"])?;
+        step("tests", "test", &["--no-fail-fast", "--lib", "--bins", "--tests"])?;
+        step("examples of the documentation", "test", &["--quiet", "--doc"])?;
+        step("documentation", "doc", &["--no-deps", "--quiet"])?;
         if !self.no_deny {
             deny::run()?;
         }

@@ -265,7 +265,10 @@ impl Buckets {
     ) -> Said<Self> {
         let mut seen = vec![false; parameters.len()];
         order.iter().for_each(|&i| assert!(!std::mem::replace(&mut seen[i], true), "{i} is listed twice"));
-        assert!(seen.iter().all(|&s| s) && sizes.iter().sum::<usize>() == order.len(), "every parameter once");
+        assert!(
+            seen.iter().all(|&s| s) && sizes.iter().sum::<usize>() == order.len(),
+            "every parameter once"
+        );
         assert!(sizes.iter().all(|&size| size > 0), "no bucket is empty");
         let places: Vec<RawTensor> = parameters.iter().map(raw).collect();
         let mut gradients = std::ptr::null_mut();

@@ -29,7 +29,8 @@ impl Gradients {
     /// `Internal` when one cannot have a hook; `PeerLost` when the group has ended.
     pub fn new(ranks: &Arc<Ranks>, parameters: &[Tensor]) -> Result<Self, Failure> {
         let (order, sizes) = plan(&parameters.iter().map(bytes).collect::<Vec<_>>(), BUCKET_BYTES);
-        let buckets = ranks.connected(|connections| Buckets::open(connections, parameters, &order, &sizes))?;
+        let buckets =
+            ranks.connected(|connections| Buckets::open(connections, parameters, &order, &sizes))?;
         Ok(Self { ranks: Arc::clone(ranks), buckets })
     }
 

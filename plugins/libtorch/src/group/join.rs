@@ -45,10 +45,13 @@ struct Rendezvous {
 
 impl Rendezvous {
     fn check(group: &Group) -> Result<Self, Failure> {
-        let wrong = |why: String| Err(Failure::invalid_argument(format!("the group is not understood: {why}")));
+        let wrong =
+            |why: String| Err(Failure::invalid_argument(format!("the group is not understood: {why}")));
         let Group { rank, world, timeout_seconds, listener, .. } = *group;
         if rank >= world || world > MOST_RANKS {
-            return wrong(format!("rank {rank} of {world}; ranks are counted from 0, and {MOST_RANKS} at most"));
+            return wrong(format!(
+                "rank {rank} of {world}; ranks are counted from 0, and {MOST_RANKS} at most"
+            ));
         }
         if !(1..=MOST_SECONDS).contains(&timeout_seconds) {
             return wrong(format!("a timeout of {timeout_seconds} s; give 1 to {MOST_SECONDS}"));
@@ -56,7 +59,8 @@ impl Rendezvous {
         if listener.is_some_and(|fd| rank != 0 || fd < 0) {
             return wrong("only rank 0 has a listener".into());
         }
-        let place = group.rendezvous.rsplit_once(':').and_then(|(host, port)| Some((host, port.parse().ok()?)));
+        let place =
+            group.rendezvous.rsplit_once(':').and_then(|(host, port)| Some((host, port.parse().ok()?)));
         let Some((host, port)) = place.filter(|&(host, port)| !host.is_empty() && port != 0) else {
             return wrong(format!("a rendezvous `{}`; give host:port", group.rendezvous));
         };
@@ -66,14 +70,16 @@ impl Rendezvous {
 
     fn meet(self) -> Result<(Connections, Watch), Failure> {
         let Group { rank, world, kind, listener, .. } = self.group;
-        let (at, seconds, ms) = (&self.group.rendezvous, self.timeout.as_secs(), self.timeout.as_millis() as i64);
-        let store = Store::open(&self.host, self.port, (rank == 0).then_some(listener), ms).map_err(|said| {
-            Failure::peer_lost(if rank == 0 {
-                format!("rank 0 cannot listen at `{at}`: {said}")
-            } else {
-                format!("rank 0 of {world} does not answer at `{at}` within {seconds} s: {said}")
-            })
-        })?;
+        let (at, seconds, ms) =
+            (&self.group.rendezvous, self.timeout.as_secs(), self.timeout.as_millis() as i64);
+        let store =
+            Store::open(&self.host, self.port, (rank == 0).then_some(listener), ms).map_err(|said| {
+                Failure::peer_lost(if rank == 0 {
+                    format!("rank 0 cannot listen at `{at}`: {said}")
+                } else {
+                    format!("rank 0 of {world} does not answer at `{at}` within {seconds} s: {said}")
+                })
+            })?;
         let (rank, world) = (rank as usize, world as usize);
         let meeting = Arc::new(Meeting::new(store, rank, world, self.timeout));
         let joined = self.connect(&meeting, &format!("{world} ranks ({kind:?} parallel)").to_lowercase());
@@ -93,7 +99,9 @@ impl Rendezvous {
         let Group { rank, world, host, .. } = &self.group;
         let ms = self.timeout.as_millis() as i64;
         Connections::open(meeting.store(), host, *rank as usize, *world as usize, ms).map_err(|said| {
-            Failure::peer_lost(format!("rank {rank} of {world} cannot connect with the others from `{host}`: {said}"))
+            Failure::peer_lost(format!(
+                "rank {rank} of {world} cannot connect with the others from `{host}`: {said}"
+            ))
         })
     }
 }

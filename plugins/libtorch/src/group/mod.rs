@@ -135,7 +135,10 @@ impl Ranks {
     fn wait(&self, work: &Work, control: &dyn Control) -> Result<(), Failure> {
         loop {
             if control.cancelled() {
-                self.end(Failure::peer_lost("this rank left its group: a call was cancelled"), "a call was cancelled");
+                self.end(
+                    Failure::peer_lost("this rank left its group: a call was cancelled"),
+                    "a call was cancelled",
+                );
                 return Err(Failure::cancelled("cancelled"));
             }
             let said = match work.wait(TICK_MS) {
@@ -155,7 +158,9 @@ impl Ranks {
     /// Leaves, for good, and tells the others why. Waits for nobody.
     fn end(&self, failure: Failure, why: &str) {
         let mut session = self.session();
-        let Session::Open(connections) = std::mem::replace(&mut *session, Session::Ended(failure)) else { return };
+        let Session::Open(connections) = std::mem::replace(&mut *session, Session::Ended(failure)) else {
+            return;
+        };
         self.watch.stop();
         let (meeting, why) = (self.watch.meeting(), why.to_owned());
         // An exchange that goes on keeps its connections open until it has failed: that is not to be waited for.

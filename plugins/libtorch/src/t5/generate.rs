@@ -231,7 +231,10 @@ impl Batch<'_> {
                 parts.push(attend(&queries, &keys, &values, Some(mask))?.f_squeeze_dim(1)?);
                 first += rows;
             }
-            Ok(Tensor::f_cat(&parts, 0)?)
+            match parts.len() {
+                1 => Ok(parts.remove(0)),
+                _ => Ok(Tensor::f_cat(&parts, 0)?),
+            }
         };
         let outputs = self.pass.decode(&tokens, &mut own, self.encoding, &asking)?;
         cohorts.iter_mut().for_each(|cohort| cohort.cache.advance());

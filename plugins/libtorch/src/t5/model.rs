@@ -9,10 +9,13 @@ use tch::{Device, Kind, Tensor};
 
 use super::cross::{Asking, Encoding, SourceGroup};
 use super::positions::Positions;
-use super::ragged::Ragged;
+use super::ragged::{Group, Ragged};
 use super::shard::Shard;
 use super::weights::{Layer, Stack, Weights};
 use crate::engine::Result;
+
+/// Biases that are held at once for a group of rows: 128 MB.
+const MASK_VALUES: usize = 1 << 25;
 
 /// A loaded model, or a rank's slices of one.
 pub struct Model {
@@ -147,23 +150,44 @@ impl Pass<'_> {
         Ok(groups)
     }
 
-    /// Self-attention within whole rows.
+    /// Self-attention within whole rows, whose biases are made once for all layers; those of very long rows would fill
+    /// the memory, and are made again for a few queries at a time.
+    ///
+    /// # Errors
+    /// `OutOfMemory`.
     pub fn whole<'r>(
         &self,
         ragged: &'r Ragged,
-        positions: &Positions,
+        positions: &'r Positions,
     ) -> Result<impl Fn(&Tensor) -> Result<Tensor> + use<'r, '_>> {
-        let masks = ragged.groups.iter().map(|group| positions.whole(group)).collect::<Result<Vec<_>>>()?;
         let model = self.model;
+        // Queries that a mask may have; a group with padding is never large.
+        let queries = |group: &Group| (MASK_VALUES / (model.heads() * group.longest)).max(1);
+        let masks = ragged
+            .groups
+            .iter()
+            .map(|group| {
+                let all = 0..group.longest;
+                (all.len() <= queries(group)).then(|| positions.of(group, all)).transpose()
+            })
+            .collect::<Result<Vec<_>>>()?;
         Ok(move |x: &Tensor| {
-            let parts = masks
-                .iter()
-                .enumerate()
-                .map(|(i, mask)| {
-                    let [queries, keys, values] = model.split_three(&ragged.padded(i, x)?)?;
-                    attend(&queries, &keys, &values, Some(mask))
-                })
-                .collect::<Result<Vec<_>>>()?;
+            let mut parts = Vec::with_capacity(masks.len());
+            for (i, (group, mask)) in ragged.groups.iter().zip(&masks).enumerate() {
+                let [of, keys, values] = model.split_three(&ragged.padded(i, x)?)?;
+                if let Some(mask) = mask {
+                    parts.push(attend(&of, &keys, &values, Some(mask))?);
+                    continue;
+                }
+                let mut answers = Vec::new();
+                for first in (0..group.longest).step_by(queries(group)) {
+                    let some = first..(first + queries(group)).min(group.longest);
+                    let mask = positions.of(group, some.clone())?;
+                    let of = of.f_narrow(2, first as i64, some.len() as i64)?;
+                    answers.push(attend(&of, &keys, &values, Some(&mask))?);
+                }
+                parts.push(Tensor::f_cat(&answers, 1)?);
+            }
             ragged.packed(&parts)
         })
     }

@@ -1,5 +1,7 @@
 //! Biases of relative positions, as the masks that attention adds to its scores.
 
+use std::ops::Range;
+
 use cappy_plugin_models::t5::bias::{Bias, Buckets};
 use cappy_plugin_models::t5::config::Config;
 use tch::{Device, Kind, Tensor};
@@ -29,12 +31,12 @@ impl Positions {
         self.bias.cover(length, Buckets { table, heads, bidirectional: !self.causal, max_distance });
     }
 
-    /// For whole rows of a group, which it covers: `(1 or rows, heads, longest, longest)`.
-    pub fn whole(&self, group: &Group) -> Result<Tensor> {
+    /// For queries `queries` of whole rows of a group, which it covers: `(1 or rows, heads, queries, longest)`.
+    pub fn of(&self, group: &Group, queries: Range<usize>) -> Result<Tensor> {
         let length = group.longest;
-        let mut values = Vec::with_capacity(self.heads * length * length);
+        let mut values = Vec::with_capacity(self.heads * queries.len() * length);
         for head in 0..self.heads {
-            for query in 0..length {
+            for query in queries.clone() {
                 let row = &self.bias.row(head, query)[..length];
                 let seen = if self.causal { query + 1 } else { length };
                 values.extend_from_slice(&row[..seen]);

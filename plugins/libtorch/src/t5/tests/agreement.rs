@@ -26,6 +26,21 @@ fn candle_generates_the_same_text_and_finds_it_as_likely() {
     }
 }
 
+#[test]
+fn a_row_of_any_length_is_read_and_written() {
+    let model = MODELS[1];
+    // 3 heads and 3500^2 positions are more biases than are held at once.
+    let long: Vec<u32> = (0..3500).map(|i| 3 + i * 7 % 160).collect();
+    let sources = [long.clone(), vec![5, 9, 1]];
+    let target = rows([&long]);
+    let (mut ours, id) = encoded(model, &sources);
+    let mut theirs = CandleBackend.load_generator(&request(model)).expect("model");
+    let same = theirs.encode(rows(&sources).view(), &Unattended).expect("encode");
+    let got = ours.log_likelihood(id, target.view(), &[0], &Unattended).expect("likelihoods");
+    let want = theirs.log_likelihood(same, target.view(), &[0], &Unattended).expect("likelihoods");
+    close(&got, &want);
+}
+
 fn close(got: &[f32], want: &[f32]) {
     assert_eq!(got.len(), want.len());
     for (i, (got, want)) in got.iter().zip(want).enumerate() {

@@ -1,0 +1,32 @@
+//! What every backend must do, with the engine linked in: the suite over classifiers of every family, T5, and training.
+
+use std::path::{Path, PathBuf};
+
+use cappy_plugin_abi::builtin;
+use cappy_plugin_libtorch::LibtorchBackend;
+use cappy_plugin_suite::{Fixture, Model};
+
+/// The candle backend's models: tiny, and with random weights.
+fn fixtures() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../candle/tests/fixtures")
+}
+
+fn encoder(name: &str) -> Model {
+    Model::new(fixtures().join("encoders").join(name))
+}
+
+fn trained(name: &str) -> Model {
+    Model { learning_rate: 2e-3, ..encoder(name) }
+}
+
+fn backend(scorer: &str, generator: &str, trainer: &str) -> Fixture {
+    Fixture::new(builtin(LibtorchBackend).expect("describes itself"))
+        .scorer(encoder(scorer))
+        .generator(Model::new(fixtures().join(generator)))
+        .trainer(trained(trainer))
+}
+
+cappy_plugin_suite::backend_suite!(roberta, backend("roberta", "t5_v1_1", "roberta"));
+cappy_plugin_suite::backend_suite!(distilbert, backend("distilbert", "t5_v1_0", "distilbert"));
+cappy_plugin_suite::backend_suite!(modernbert, backend("modernbert", "t5_v1_1", "bert"));
+cappy_plugin_suite::backend_suite!(deberta, backend("deberta-v3", "t5_v1_0", "roberta"));

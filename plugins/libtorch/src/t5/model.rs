@@ -43,6 +43,9 @@ pub struct Pass<'a> {
 /// A self-attention: of a layer, over its queries, keys and values, `(tokens, 3 * inner)`; gives `(tokens, inner)`.
 pub type Attend<'a> = dyn FnMut(usize, &Tensor) -> Result<Tensor> + 'a;
 
+/// An attention to the source: of a layer, over its queries, `(tokens, inner)`; gives `(tokens, inner)`.
+type AttendSource<'a> = dyn Fn(usize, &Tensor) -> Result<Tensor> + 'a;
+
 /// softmax(queries x keys + mask) x values, without a scale.
 ///
 /// `queries`: `(rows, heads, some, size)`; `keys`, `values`: `(rows, heads, others, size)`; result:
@@ -241,7 +244,7 @@ impl Pass<'_> {
         stack: &Stack,
         tokens: &[u32],
         own: &mut Attend<'_>,
-        source: Option<&dyn Fn(usize, &Tensor) -> Result<Tensor>>,
+        source: Option<&AttendSource<'_>>,
     ) -> Result<Tensor> {
         let model = self.model;
         let mut x = self.embed(tokens)?;

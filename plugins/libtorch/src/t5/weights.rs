@@ -129,7 +129,7 @@ struct Loader<'a> {
 
 impl Loader<'_> {
     /// The rows of this rank's heads, of matrices `[heads, d_model]`.
-    fn into_heads(&mut self, prefix: &str, parts: &[&str]) -> Result<Tensor> {
+    fn heads_from(&mut self, prefix: &str, parts: &[&str]) -> Result<Tensor> {
         let Config { d_model, d_kv, .. } = *self.config;
         let rows = self.heads.start * d_kv..self.heads.end * d_kv;
         let names: Vec<String> = parts.iter().map(|part| format!("{prefix}.{part}.weight")).collect();
@@ -138,7 +138,7 @@ impl Loader<'_> {
     }
 
     /// The columns of this rank's heads, of a matrix `[d_model, heads]`.
-    fn out_of_heads(&mut self, prefix: &str) -> Result<Tensor> {
+    fn heads_to(&mut self, prefix: &str) -> Result<Tensor> {
         let Config { d_model, d_kv, .. } = *self.config;
         let columns = self.heads.start * d_kv..self.heads.end * d_kv;
         let shape = [d_model, self.config.inner()];
@@ -173,16 +173,16 @@ impl Loader<'_> {
         let own = format!("{at}.0.SelfAttention");
         let attention = SelfAttention {
             norm: self.norm(&format!("{at}.0.layer_norm"))?,
-            query_key_value: self.into_heads(&own, &["q", "k", "v"])?,
-            output: self.out_of_heads(&own)?,
+            query_key_value: self.heads_from(&own, &["q", "k", "v"])?,
+            output: self.heads_to(&own)?,
         };
         let source = format!("{at}.1.EncDecAttention");
         let cross = match decoder {
             true => Some(CrossAttention {
                 norm: self.norm(&format!("{at}.1.layer_norm"))?,
-                query: self.into_heads(&source, &["q"])?,
-                key_value: self.into_heads(&source, &["k", "v"])?,
-                output: self.out_of_heads(&source)?,
+                query: self.heads_from(&source, &["q"])?,
+                key_value: self.heads_from(&source, &["k", "v"])?,
+                output: self.heads_to(&source)?,
             }),
             false => None,
         };

@@ -7,10 +7,10 @@ use cappy_plugin_abi::{Backend, Decoding, Group, Method, MinLengthRule, Unattend
 use cappy_plugin_libtorch::LibtorchBackend;
 use serde::{Deserialize, Serialize};
 
-use crate::processes::{Place, Rank, say};
+use crate::processes::{Place, Rank, Scene, say};
 use crate::random_t5::{directory, request, some_rows};
 
-pub const SCENES: &[(&str, fn(&Group))] = &[("measure", measure)];
+pub const SCENES: &[Scene] = &[("measure", measure)];
 
 /// Of the model that is measured, in [`directory`].
 pub const NAME: &str = "measured";

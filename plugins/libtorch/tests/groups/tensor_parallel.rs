@@ -10,10 +10,10 @@ use cappy_plugin_libtorch::LibtorchBackend;
 use serde::{Deserialize, Serialize};
 
 use crate::memory::{self, Memory};
-use crate::processes::{Place, Rank, say, say_result};
+use crate::processes::{Place, Rank, Scene, say, say_result};
 use crate::random_t5::{Model, Shape, directory, request, some_rows};
 
-pub const SCENES: &[(&str, fn(&Group))] =
+pub const SCENES: &[Scene] =
     &[("answer", answer), ("answer for ever", answer_for_ever), ("bring another model", bring_another_model)];
 
 /// Nothing but the heads is divided by 4.

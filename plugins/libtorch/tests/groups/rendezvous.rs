@@ -1,0 +1,59 @@
+//! Ranks that do not find each other, or do not mean the same.
+
+use cappy_plugin_abi::{Group, GroupKind};
+use cappy_plugin_libtorch::group::Ranks;
+
+use crate::processes::{Place, Rank, Scene, say_result};
+
+pub const SCENES: &[Scene] = &[("only join", |group| say_result(Ranks::join(group)))];
+
+#[test]
+fn ranks_that_do_not_come_are_named() {
+    let place = Place::new(4, 1);
+    let mut ranks: Vec<Rank> = [0, 2].map(|i| Rank::start("only join", &place.groups[i])).into();
+    ranks[0].expect("PeerLost: ranks 1, 3 of 4 did not come within 1 s");
+    ranks[1].expect("PeerLost: ranks 1, 3 of 4 did not come within 1 s");
+    ranks.into_iter().for_each(Rank::ends);
+}
+
+#[test]
+fn a_rendezvous_where_nobody_listens_is_named() {
+    let place = Place::new(2, 1);
+    let group = place.groups[1].clone();
+    drop(place);
+    let mut rank = Rank::start("only join", &group);
+    rank.expect(&format!("PeerLost: rank 0 of 2 does not answer at `{}` within 1 s", group.rendezvous));
+    rank.ends();
+}
+
+/// The socket is there, but rank 0 never serves it.
+#[test]
+fn a_rendezvous_that_says_nothing_is_given_up() {
+    let place = Place::new(2, 1);
+    let mut rank = Rank::start("only join", &place.groups[1]);
+    let said = rank.hears();
+    assert!(said.starts_with("PeerLost: ") && said.contains(&place.groups[1].rendezvous), "{said}");
+    rank.ends();
+}
+
+#[test]
+fn ranks_that_mean_different_groups_are_refused() {
+    for change in [(|g| g.world = 4) as fn(&mut Group), |g| g.kind = GroupKind::Tensor] {
+        let mut place = Place::new(2, 30);
+        change(&mut place.groups[1]);
+        let mut ranks = place.start("only join");
+        for rank in &mut ranks {
+            let said = rank.hears();
+            assert!(
+                said.starts_with("InvalidArgument: the ranks of a group disagree about their group"),
+                "{said}"
+            );
+            assert!(said.contains("2 ranks (data parallel)"), "{said}");
+            assert!(
+                said.contains("4 ranks (data parallel)") || said.contains("2 ranks (tensor parallel)"),
+                "{said}"
+            );
+        }
+        ranks.into_iter().for_each(Rank::ends);
+    }
+}

@@ -50,6 +50,8 @@ pub struct Config {
     pub name: String,
     /// What computes.
     pub backends: Backends,
+    /// Folder with libtorch's libraries, for plugins that need it; `None`: found near the plugins.
+    pub torch_lib_dir: Option<PathBuf>,
     /// `cpu`, `cuda:0`.
     pub device: String,
     /// `auto`, `f32`, `bf16`, `int8`: where a job says `auto`.
@@ -87,6 +89,7 @@ impl Config {
             tls_ca: None,
             name: host_name(),
             backends,
+            torch_lib_dir: None,
             device: "cpu".to_owned(),
             dtype: "auto".to_owned(),
             slots: DEFAULT_SLOTS,

@@ -1,6 +1,7 @@
 //! `cappy-worker`: serves a coordinator, and online calls, with every device of this machine.
 
 use std::{
+    ffi::OsString,
     net::{IpAddr, Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
     process::ExitCode,
@@ -67,6 +68,21 @@ struct PluginArgs {
     /// Directory of `libcappy_plugin_*` libraries [default: where this program is]
     #[arg(long, env = "CAPPY_PLUGIN_PATH", value_name = "DIR")]
     plugin_path: Option<PathBuf>,
+    /// Folder with libtorch's libraries (torch/lib of an installed PyTorch), for the libtorch backend [default:
+    /// libtorch/torch/lib in the plugins' directory or one above it]
+    #[arg(long, env = "CAPPY_TORCH_LIB_DIR", value_name = "DIR")]
+    torch_lib_dir: Option<PathBuf>,
+}
+
+impl PluginArgs {
+    /// As a child process takes them.
+    fn arguments(&self) -> Vec<OsString> {
+        let mut all = vec!["--plugin-path".into(), plugin_path(self).into()];
+        if let Some(dir) = &self.torch_lib_dir {
+            all.extend(["--torch-lib-dir".into(), dir.into()]);
+        }
+        all
+    }
 }
 
 #[derive(Args, Clone)]
@@ -220,7 +236,7 @@ fn child_command(program: &Path, worker: &WorkerArgs, device: &str, index: usize
     }
     let base_name = worker.name.clone().unwrap_or_else(host_name);
     let name = if device == "cpu" { base_name } else { format!("{base_name}/{device}") };
-    command.arg("--plugin-path").arg(plugin_path(&worker.plugins));
+    command.args(worker.plugins.arguments());
     command.args(["--slots", &worker.slots.to_string(), "--queue", &worker.queue.to_string()]);
     command.args(["--inference-listen", &listen.to_string(), "--name", &name]);
     command.args(["--cache-bytes", &worker.cache_bytes.to_string()]);
@@ -249,8 +265,8 @@ fn child_command(program: &Path, worker: &WorkerArgs, device: &str, index: usize
 /// must not take the supervisor along.
 async fn find_devices(program: &Path, worker: &WorkerArgs) -> anyhow::Result<Vec<String>> {
     let output = tokio::process::Command::new(program)
-        .args(["plugins", "--json", "--plugin-path"])
-        .arg(plugin_path(&worker.plugins))
+        .args(["plugins", "--json"])
+        .args(worker.plugins.arguments())
         .stderr(std::process::Stdio::inherit())
         .output()
         .await
@@ -282,6 +298,7 @@ async fn run_device(worker: WorkerArgs, device: String, leashed: bool) -> anyhow
     };
     let hub = HubSettings::from_env().context("cannot find the model cache")?;
     let mut config = Config::new(Backends::PluginPath(plugin_path(&worker.plugins)), cache_dir, hub);
+    config.torch_lib_dir = worker.plugins.torch_lib_dir;
     config.coordinator = worker.coordinator;
     let read = |flag: &str, path: &Path| {
         std::fs::read(path).with_context(|| format!("cannot read {flag} `{}`", path.display()))
@@ -338,6 +355,7 @@ fn plugin_path(plugins: &PluginArgs) -> PathBuf {
 fn list_plugins(plugins: &PluginArgs, json: bool) -> anyhow::Result<Code> {
     let dir = plugin_path(plugins);
     let mut registry = Registry::default();
+    registry.set_torch_lib_dir(plugins.torch_lib_dir.clone());
     registry.discover(&dir)?;
     registry.open_all();
     if registry.entries().is_empty() && !json {

@@ -187,6 +187,7 @@ pub async fn start(config: Config, stop: CancellationToken) -> Result<Handle, St
 
 fn open_backends(config: &Config) -> Result<Registry, StartError> {
     let mut registry = Registry::default();
+    registry.set_torch_lib_dir(config.torch_lib_dir.clone());
     match &config.backends {
         Backends::Builtin(backends) => {
             backends.iter().for_each(|backend| registry.add_ready(Arc::clone(backend)));

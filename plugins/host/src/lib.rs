@@ -6,7 +6,8 @@
 //! 1. `trust.rs`: a file that others could write, or that lies elsewhere, is refused.
 //! 2. `inspect.rs`: its declaration is read from the file, without running any of its code; another ABI is refused
 //!    with both versions. The entry is [`State::Declared`].
-//! 3. `library.rs`: when a model wants it, it is mapped, for good, and checked once more: [`State::Loaded`].
+//! 3. `library.rs`: when a model wants it, it is mapped, for good, and checked once more: [`State::Loaded`]. Where it
+//!    needs libtorch, `torch.rs` opens that first, and refuses another version than the plugin was built for.
 //! 4. Its factory runs and it describes itself: [`State::Ready`].
 //!
 //! A refusal ([`Refusal`]) stays in the list with its reason, for `cappy-worker plugins`. [`Registry::choose`] picks
@@ -29,6 +30,7 @@ mod refusal;
 mod registry;
 #[cfg(feature = "testing")]
 pub mod testing;
+mod torch;
 mod trust;
 
 pub use cappy_plugin_abi::builtin;
@@ -36,3 +38,4 @@ pub use choice::{ChooseError, Role, Want};
 pub use library::Mapped;
 pub use refusal::{DiscoverError, Refusal};
 pub use registry::{Entry, Origin, Registry, State};
+pub use torch::TorchVersion;

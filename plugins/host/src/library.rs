@@ -11,6 +11,7 @@ use cappy_plugin_abi::{Backend, Failure};
 
 use crate::Refusal;
 use crate::inspect::{Inspected, fitting};
+use crate::torch;
 
 /// A mapped library whose ABI is this host's.
 pub struct Mapped {
@@ -21,7 +22,12 @@ pub struct Mapped {
 
 impl Mapped {
     /// Maps a library that was inspected, and compares what is mapped with what was inspected.
-    pub(crate) fn open(path: &Path, inspected: &Inspected) -> Result<Self, Refusal> {
+    ///
+    /// `torch`: where libtorch is, for one that needs it.
+    pub(crate) fn open(path: &Path, inspected: &Inspected, torch: Option<&Path>) -> Result<Self, Refusal> {
+        if let Some(version) = inspected.torch {
+            torch::provide(version, torch, path)?;
+        }
         // SAFETY: runs the library's constructors. The path is the operator's choice, nobody else could write to it
         // (`trust`), and it declares itself to be a plugin of this ABI (`inspect`).
         let library = unsafe { map(path) }.map_err(Refusal::CannotOpen)?;

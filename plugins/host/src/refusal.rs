@@ -4,6 +4,8 @@ use std::io;
 
 use cappy_plugin_abi::Failure;
 
+use crate::TorchVersion;
+
 /// Why one file is not used as a plugin.
 #[derive(Debug, thiserror::Error)]
 pub enum Refusal {
@@ -59,6 +61,68 @@ pub enum Refusal {
         ours: u32,
         /// The host's layout hash.
         our_fingerprint: u64,
+    },
+    /// It says so itself.
+    #[error(
+        "built without its engine: run `cargo xtask libtorch` and build it with --features cappy-plugin-libtorch/torch"
+    )]
+    NoEngine,
+    /// No directory was given, and a search found none.
+    #[error(
+        "it needs libtorch {wanted}, and there is no libtorch/torch/lib beside the plugin or above it: run \
+         `cargo xtask libtorch`, or set torch_lib_dir (--torch-lib-dir) to the torch/lib that `pip install \
+         torch=={wanted}` makes"
+    )]
+    NoTorch {
+        /// What the plugin was built for.
+        wanted: TorchVersion,
+    },
+    /// A directory without one of its libraries.
+    #[error(
+        "it needs libtorch {wanted}, and `{directory}` has no {file}: run `cargo xtask libtorch`, or set \
+         torch_lib_dir (--torch-lib-dir) to the torch/lib that `pip install torch=={wanted}` makes"
+    )]
+    MissingTorch {
+        /// The library.
+        file: &'static str,
+        /// Where it was looked for.
+        directory: String,
+        /// What the plugin was built for.
+        wanted: TorchVersion,
+    },
+    /// A library of libtorch, or one that it needs itself.
+    #[error("libtorch's {file} in `{directory}` cannot be opened")]
+    BrokenTorch {
+        /// The library.
+        file: &'static str,
+        /// Where it is.
+        directory: String,
+        /// The dynamic loader's reason.
+        #[source]
+        source: libloading::Error,
+    },
+    /// Something of that name, or a version from before it had the function.
+    #[error(
+        "the libtorch_cpu.so in `{directory}` does not tell its version, the plugin was built for {wanted}"
+    )]
+    NoTorchVersion {
+        /// Where it is.
+        directory: String,
+        /// What the plugin was built for.
+        wanted: TorchVersion,
+    },
+    /// With another version it would compute, wrongly.
+    #[error(
+        "libtorch {version} in `{directory}`, the plugin was built for {wanted}: set torch_lib_dir \
+         (--torch-lib-dir) to that version"
+    )]
+    WrongTorch {
+        /// What is there, or is open in this process already.
+        version: TorchVersion,
+        /// Where it is.
+        directory: String,
+        /// What the plugin was built for.
+        wanted: TorchVersion,
     },
     /// The dynamic loader's reason.
     #[error("cannot be opened")]

@@ -110,9 +110,9 @@ impl Entry {
     }
 
     /// Goes on until `Ready` or `Refused`.
-    fn advance(&mut self) {
+    fn advance(&mut self, torch: Option<&Path>) {
         let before = matches!(self.state, State::Declared | State::Loaded(_));
-        while let Some(next) = self.next() {
+        while let Some(next) = self.next(torch) {
             self.state = next;
         }
         match (&self.state, before) {
@@ -127,10 +127,10 @@ impl Entry {
         }
     }
 
-    fn next(&self) -> Option<State> {
+    fn next(&self, torch: Option<&Path>) -> Option<State> {
         match (&self.state, &self.origin, &self.inspected) {
             (State::Declared, Origin::File(path), Some(inspected)) => {
-                Some(Mapped::open(path, inspected).map_or_else(State::Refused, State::Loaded))
+                Some(Mapped::open(path, inspected, torch).map_or_else(State::Refused, State::Loaded))
             }
             (State::Loaded(mapped), ..) => Some(match mapped.backend() {
                 Ok(backend) => State::Ready { descriptor: backend.describe(), backend },
@@ -145,9 +145,16 @@ impl Entry {
 #[derive(Debug, Default)]
 pub struct Registry {
     entries: Vec<Entry>,
+    torch_lib_dir: Option<PathBuf>,
 }
 
 impl Registry {
+    /// The folder with libtorch's libraries (`torch/lib` of an installed PyTorch), for plugins that need it. `None`, the
+    /// default: `libtorch/torch/lib` in the plugin's folder or one above it.
+    pub fn set_torch_lib_dir(&mut self, directory: Option<PathBuf>) {
+        self.torch_lib_dir = directory;
+    }
+
     /// Adds a backend that is linked in.
     ///
     /// # Errors
@@ -198,7 +205,7 @@ impl Registry {
 
     /// Opens everything that is declared.
     pub fn open_all(&mut self) {
-        self.entries.iter_mut().for_each(Entry::advance);
+        self.entries.iter_mut().for_each(|entry| entry.advance(self.torch_lib_dir.as_deref()));
     }
 
     /// Everything that was found.
@@ -228,7 +235,7 @@ impl Registry {
         let mut reasons = Vec::new();
         for entry in &mut self.entries {
             if want.name.is_none_or(|name| name == entry.name()) {
-                entry.advance();
+                entry.advance(self.torch_lib_dir.as_deref());
             }
             let reason = match &entry.state {
                 State::Ready { backend, descriptor } => match want.lacking(descriptor) {

@@ -21,6 +21,16 @@ pub(crate) fn checked(directory: &Path, file: &Path) -> Result<PathBuf, Refusal>
     Ok(real)
 }
 
+/// Whether `file` belongs to the system or to the owner of `of`: what lies near a file that is trusted need not be.
+#[cfg(unix)]
+pub(crate) fn same_owner(file: &Path, of: &Path) -> bool {
+    use std::os::unix::fs::MetadataExt;
+
+    let owner = |path| fs::metadata(path).map(|metadata: fs::Metadata| metadata.uid());
+    owner(file)
+        .is_ok_and(|owner_of_file| owner_of_file == 0 || owner(of).is_ok_and(|other| other == owner_of_file))
+}
+
 #[cfg(unix)]
 fn refuse_writable_by_others(file: &Path, directory: &Path, metadata: &fs::Metadata) -> Result<(), Refusal> {
     use std::os::unix::fs::PermissionsExt;
@@ -41,6 +51,11 @@ fn refuse_writable_by_others(file: &Path, directory: &Path, metadata: &fs::Metad
         }
     }
     Ok(())
+}
+
+#[cfg(not(unix))]
+pub(crate) fn same_owner(_: &Path, _: &Path) -> bool {
+    true
 }
 
 #[cfg(not(unix))]

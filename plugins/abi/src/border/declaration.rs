@@ -9,6 +9,9 @@ use std::fmt;
 pub const DECLARATION_PREFIX: &str = "cappy_plugin_declaration_";
 /// Symbol of a plugin's factory, followed by the crate's name.
 pub const FACTORY_PREFIX: &str = "cappy_plugin_factory_";
+/// Symbol, followed by the crate's name, of a `u64` that a plugin has which needs libtorch: `TORCH_ABI_VERSION` of the
+/// headers that it was built with, or 0 when it was built without its engine. The host reads it from the file.
+pub const TORCH_ABI_PREFIX: &str = "cappy_plugin_torch_abi_";
 
 const MAGIC: [u8; 16] = *b"cappy-plugin-abi";
 const TEXT_BYTES: usize = 64;

@@ -10,12 +10,14 @@ const NAME: &str = "libtorch";
 
 #[cfg(feature = "torch")]
 mod torch {
-    use super::{Backend, Descriptor, Failure, Generator, LibtorchBackend, LoadRequest, NAME, Scorer, Trainer};
+    use super::{
+        Backend, Descriptor, Failure, Generator, LibtorchBackend, LoadRequest, NAME, Scorer, Trainer,
+    };
     use cappy_plugin_abi::{DATA_PARALLEL, Group, ModelOptions, TENSOR_PARALLEL};
     use cappy_plugin_models::encoder::family::Family;
     use serde::de::DeserializeOwned;
 
-    use crate::{device, encoder, t5};
+    use crate::{device, encoder, t5, trainer};
 
     impl Backend for LibtorchBackend {
         fn describe(&self) -> Descriptor {
@@ -46,8 +48,8 @@ mod torch {
             t5::load(request, device, kind, group.as_ref())
         }
 
-        fn load_trainer(&self, _: &LoadRequest) -> Result<Box<dyn Trainer>, Failure> {
-            Err(Failure::unsupported("`libtorch` loads no trainers"))
+        fn load_trainer(&self, request: &LoadRequest) -> Result<Box<dyn Trainer>, Failure> {
+            trainer::load(request, options(request)?, device::device(&request.device)?)
         }
     }
 
@@ -62,7 +64,9 @@ mod torch {
 /// Built without its engine, so that the workspace builds where no libtorch is laid out.
 #[cfg(not(feature = "torch"))]
 mod without {
-    use super::{Backend, Descriptor, Failure, Generator, LibtorchBackend, LoadRequest, NAME, Scorer, Trainer};
+    use super::{
+        Backend, Descriptor, Failure, Generator, LibtorchBackend, LoadRequest, NAME, Scorer, Trainer,
+    };
 
     fn refusal() -> Failure {
         Failure::unsupported(

@@ -14,6 +14,8 @@ pub mod inference;
 #[cfg(feature = "torch")]
 pub mod t5;
 #[cfg(feature = "torch")]
+pub mod trainer;
+#[cfg(feature = "torch")]
 mod weights;
 
 pub use backend::LibtorchBackend;

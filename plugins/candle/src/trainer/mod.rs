@@ -227,7 +227,7 @@ impl Trainer for EncoderTrainer {
     }
 
     fn save_model(&mut self, dir: &str) -> Result<(), Failure> {
-        checkpoint::save_model(Path::new(dir), self.network.layout(), &self.weights)
+        checkpoint::save_model(Path::new(dir), &self.network.layout().slots, &self.weights)
     }
 
     fn save_checkpoint(&mut self, dir: &str) -> Result<(), Failure> {

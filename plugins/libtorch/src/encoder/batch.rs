@@ -1,5 +1,7 @@
 //! Rows of a ragged batch that go through a network together.
 
+use std::ops::Range;
+
 use cappy_plugin_abi::RaggedTokens;
 use cappy_plugin_models::encoder::pieces::pieces;
 use tch::{Device, Kind, Tensor};
@@ -25,9 +27,9 @@ pub struct Batch<'a> {
     back: Take,
 }
 
-/// Indices of all rows, short ones first, in batches of at most `budget` tokens (a longer row alone).
-pub fn by_length(all: RaggedTokens<'_>, budget: usize) -> Vec<Vec<usize>> {
-    let mut order: Vec<usize> = (0..all.rows()).collect();
+/// Indices of some rows, short ones first, in batches of at most `budget` tokens (a longer row alone).
+pub fn by_length(all: RaggedTokens<'_>, rows: Range<usize>, budget: usize) -> Vec<Vec<usize>> {
+    let mut order: Vec<usize> = rows.collect();
     order.sort_by_key(|&row| all.row(row).len());
     let mut offsets = vec![0];
     for &row in &order {

@@ -9,7 +9,7 @@ use cappy_plugin_abi::Failure;
 use memmap2::Mmap;
 use safetensors::tensor::{Dtype, SafeTensors, View, serialize_to_file};
 
-use crate::encoder::layout::Layout;
+use crate::encoder::slots::Slots;
 use crate::weights::SINGLE;
 
 /// Name of the checkpoint file.
@@ -65,9 +65,8 @@ fn write(
 }
 
 /// Writes `model.safetensors` with transformers' names.
-pub fn save_model(dir: &Path, layout: &Layout, weights: &[f32]) -> Result<(), Failure> {
-    let tensors = layout
-        .slots
+pub fn save_model(dir: &Path, slots: &Slots, weights: &[f32]) -> Result<(), Failure> {
+    let tensors = slots
         .list()
         .iter()
         .map(|slot| {

@@ -36,14 +36,18 @@ pub fn check_options(options: &TrainerOptions) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Biases 0, weights normal with transformers' deviation, keyed by (seed, name, element).
+/// Biases 0, normalisations 1, weights normal with transformers' deviation, keyed by (seed, name, element).
 pub fn initialise(slot: &Slot, seed: u64, to: &mut [f32]) {
+    if slot.shape.len() == 1 {
+        to.fill(if slot.name.to_lowercase().ends_with("norm.weight") { 1.0 } else { 0.0 });
+        return;
+    }
     let key = fold(mix(seed), key_of(&slot.name));
     for (i, to) in to.iter_mut().enumerate() {
         let key = fold(key, i as u64);
         // Box-Muller, with the first draw in (0, 1].
         let (u, v) = (1.0 - uniform(fold(key, 0)), uniform(fold(key, 1)));
         let normal = (-2.0 * u.ln()).sqrt() * (std::f64::consts::TAU * v).cos();
-        *to = if slot.shape.len() == 1 { 0.0 } else { (normal * INITIAL_DEVIATION) as f32 };
+        *to = (normal * INITIAL_DEVIATION) as f32;
     }
 }

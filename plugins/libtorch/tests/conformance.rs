@@ -20,6 +20,8 @@ fn trained(name: &str) -> Model {
 }
 
 fn backend(scorer: &str, generator: &str, trainer: &str) -> Fixture {
+    // These models are tiny and tests run side by side: threads of libtorch's own would only wait for a core.
+    tch::set_num_threads(1);
     Fixture::new(builtin(LibtorchBackend).expect("describes itself"))
         .scorer(encoder(scorer))
         .generator(Model::new(fixtures().join(generator)))

@@ -113,6 +113,11 @@ impl T5 {
         })
     }
 
+    /// What the host hears of a computation; other ranks do not wait for one that failed alone.
+    fn settled<T>(&mut self, result: Result<T>) -> std::result::Result<T, Failure> {
+        result.map_err(Failure::from).inspect_err(|failure| self.model.shard.settle(failure))
+    }
+
     fn encode_rows(&self, sources: RaggedTokens<'_>, control: &dyn Control) -> Result<Encoding> {
         let pass = Pass { model: &self.model, control };
         let mut order: Vec<usize> = (0..sources.rows()).collect();
@@ -153,7 +158,8 @@ impl Generator for T5 {
         sources.check(self.model.config.vocab_size as u32)?;
         self.cover(longest(sources), 0);
         let _mode = InferenceMode::enter();
-        let encoding = self.encode_rows(sources, control)?;
+        let encoding = self.encode_rows(sources, control);
+        let encoding = self.settled(encoding)?;
         let id = EncodingId(self.next_encoding);
         self.next_encoding += 1;
         self.encodings.insert(id, encoding);
@@ -187,7 +193,8 @@ impl Generator for T5 {
             seed,
             row_keys,
         };
-        Ok(batch.run()?)
+        let generated = batch.run();
+        self.settled(generated)
     }
 
     fn log_likelihood(
@@ -214,7 +221,8 @@ impl Generator for T5 {
         self.cover(0, longest(targets));
         let _mode = InferenceMode::enter();
         let pass = Pass { model: &self.model, control };
-        Ok(likelihood::of(pass, self.encoding(encoding)?, &self.decoder, targets, rows)?)
+        let likelihoods = likelihood::of(pass, self.encoding(encoding)?, &self.decoder, targets, rows);
+        self.settled(likelihoods)
     }
 
     fn forget(&mut self, encoding: EncodingId) {

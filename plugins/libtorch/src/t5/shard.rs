@@ -8,7 +8,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use cappy_plugin_abi::random::{fold, key_of};
-use cappy_plugin_abi::{Control, Failure, Group, GroupKind};
+use cappy_plugin_abi::{Code, Control, Failure, Group, GroupKind};
 use cappy_plugin_models::t5::config::Config;
 use cappy_plugin_models::weights::Checkpoint;
 use tch::{Kind, Tensor};
@@ -21,18 +21,45 @@ use crate::weights::part;
 pub struct Shard {
     rank: usize,
     world: usize,
-    ranks: Option<Arc<Ranks>>,
+    others: Others,
+}
+
+enum Others {
+    None,
+    Reached(Arc<Ranks>),
+    /// This rank failed alone, and the group is over.
+    Left,
 }
 
 impl Shard {
     /// The whole model.
     pub fn alone() -> Self {
-        Self { rank: 0, world: 1, ranks: None }
+        Self { rank: 0, world: 1, others: Others::None }
     }
 
     /// One of several, which have found each other.
     pub fn of(ranks: Arc<Ranks>) -> Self {
-        Self { rank: ranks.rank(), world: ranks.world(), ranks: Some(ranks) }
+        Self { rank: ranks.rank(), world: ranks.world(), others: Others::Reached(ranks) }
+    }
+
+    /// Leaves the group when this rank failed in a way that the others did not, and would wait for it.
+    pub fn settle(&mut self, failure: &Failure) {
+        if matches!(failure.code, Code::OutOfMemory | Code::Internal)
+            && let Others::Reached(_) = self.others
+        {
+            self.others = Others::Left;
+        }
+    }
+
+    /// The others, if there are any.
+    fn ranks(&self) -> std::result::Result<Option<&Ranks>, Failure> {
+        match &self.others {
+            Others::None => Ok(None),
+            Others::Reached(ranks) => Ok(Some(ranks)),
+            Others::Left => Err(Failure::peer_lost(
+                "this rank left its group when a call failed on it alone; load the model again on all ranks",
+            )),
+        }
     }
 
     /// Refuses a group that cannot share the heads, or that shares something else.
@@ -66,7 +93,7 @@ impl Shard {
         checkpoint: &Checkpoint,
         kind: Kind,
     ) -> std::result::Result<(), Failure> {
-        let Some(ranks) = &self.ranks else { return Ok(()) };
+        let Some(ranks) = self.ranks()? else { return Ok(()) };
         let fingerprint = fold(checkpoint.fingerprint()?, key_of(config_json));
         ranks.agree("their model", &format!("{fingerprint:016x} in {kind:?}"))
     }
@@ -91,7 +118,7 @@ impl Shard {
     /// # Errors
     /// `Cancelled`, or that a rank is lost.
     pub fn sum(&self, partial: Tensor, control: &dyn Control) -> Result<Tensor> {
-        let Some(ranks) = &self.ranks else { return Ok(partial) };
+        let Some(ranks) = self.ranks()? else { return Ok(partial) };
         let partial = partial.f_contiguous()?;
         ranks.all_reduce(&partial, control)?;
         Ok(partial)
@@ -102,7 +129,7 @@ impl Shard {
     /// # Errors
     /// As [`Shard::sum`].
     pub fn gather(&self, x: Tensor, control: &dyn Control) -> Result<Vec<Tensor>> {
-        match &self.ranks {
+        match self.ranks()? {
             None => Ok(vec![x]),
             Some(ranks) => Ok(ranks.all_gather(&x.f_contiguous()?, control)?),
         }
@@ -113,7 +140,7 @@ impl Shard {
     /// # Errors
     /// As [`Shard::sum`].
     pub fn join(&self, own: Tensor, config: &Config, control: &dyn Control) -> Result<Tensor> {
-        if self.ranks.is_none() {
+        if self.ranks()?.is_none() {
             return Ok(own);
         }
         // Parts differ by one token at most; what is exchanged has one size.
@@ -132,7 +159,9 @@ impl Shard {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use cappy_plugin_abi::Code;
+    use cappy_plugin_abi::Unattended;
+    use std::net::TcpListener;
+    use std::os::fd::IntoRawFd;
 
     #[test]
     fn ranks_share_heads_equally_or_not_at_all() {
@@ -160,5 +189,29 @@ mod tests {
             assert!(failure.message.contains("6 attention heads"), "{failure}");
         }
         assert_eq!(check(GroupKind::Data, 2).expect_err("another kind").code, Code::Unsupported);
+    }
+
+    #[test]
+    fn a_rank_that_failed_alone_has_left() {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a free port");
+        let group = Group {
+            kind: GroupKind::Tensor,
+            rank: 0,
+            world: 1,
+            rendezvous: listener.local_addr().expect("bound").to_string(),
+            listener: Some(listener.into_raw_fd()),
+            host: "127.0.0.1".into(),
+            timeout_seconds: 60,
+        };
+        let mut shard = Shard::of(Ranks::join(&group).expect("nobody else is waited for"));
+        let sum =
+            |shard: &Shard| shard.sum(Tensor::from_slice(&[1.5_f32]), &Unattended).map_err(Failure::from);
+        // What fails on all ranks alike.
+        for failure in [Failure::not_finite("x"), Failure::invalid_argument("x")] {
+            shard.settle(&failure);
+            assert_eq!(sum(&shard).expect("it is there").double_value(&[0]), 1.5);
+        }
+        shard.settle(&Failure::out_of_memory("x"));
+        assert_eq!(sum(&shard).expect_err("it left").code, Code::PeerLost);
     }
 }

@@ -26,10 +26,11 @@ class Client:
         done = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
         if done.returncode:
             sys.exit(f"{' '.join(command)}: exit {done.returncode}\n{done.stderr}")
-        return [json.loads(line) for line in done.stdout.splitlines()]
+        return done.stdout
 
     def rows(self, *arguments, rows):
-        return self.run("--output", "ndjson", *arguments, "--input", "-", rows=rows)
+        answers = self.run("--output", "ndjson", *arguments, "--input", "-", rows=rows)
+        return [json.loads(line) for line in answers.splitlines()]
 
 
 def worst(ours, theirs, relative=False):
@@ -45,13 +46,12 @@ def check_scorer(client, folder, scratch):
     path = scratch / "labelled.jsonl"
     keys = ("instruction", "response", "label")
     path.write_text("".join(json.dumps(dict(zip(keys, row))) + "\n" for row in labelled))
-    adapted = client.run(
+    result = json.loads(client.run(
         "--output", "json", "submit", "adapt", "--scorer", folder, "--train", path, "--updates", TRAINING["updates"],
         "--batch-size", TRAINING["batch"], "--accumulate", TRAINING["accumulate"], "--learning-rate", TRAINING["peak"],
         "--warmup", TRAINING["warmup"], "--schedule", "corrected", "--dropout", 0, "--order", "given",
         "--results", scratch / "results",
-    )
-    result = adapted[-1] if "losses" in adapted[-1] else json.loads(json.dumps(adapted))
+    ))
     yield "losses of 20 updates", worst(result["losses"], scorer.losses(labelled, **TRAINING)), 1e-3
 
 

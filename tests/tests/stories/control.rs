@@ -71,3 +71,18 @@ fn an_interrupted_embedded_run_goes_on_where_it_was() {
     client.run(["watch", &id, "--results", "results"]).expect(0);
     job::assert_same_as_embedded(&sandbox.path("results"));
 }
+
+/// Two commands share one embedded cluster; when the one that started it leaves, the other goes on in its place.
+#[test]
+fn whoever_shares_an_embedded_cluster_takes_it_over() {
+    let sandbox = Sandbox::new();
+    let client = Client::embedded(&sandbox);
+    let owner = client.start(job::submit([]));
+    let id = told_id(&owner);
+    let sharer = client.start(["watch", id.as_str(), "--results", "results"]);
+    wait_until("the shared cluster", || sharer.stderr().contains("using the embedded cluster").then_some(()));
+    owner.signal(Signal::Interrupt);
+    owner.wait().expect(130);
+    sharer.wait().expect(0);
+    job::assert_same_as_embedded(&sandbox.path("results"));
+}

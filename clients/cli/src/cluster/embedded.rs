@@ -50,6 +50,8 @@ struct Own {
     worker: Option<cappy_worker::Handle>,
     stop_worker: CancellationToken,
     stop_coordinator: CancellationToken,
+    /// Tells other processes where it is.
+    owner_path: PathBuf,
     // Dropped last: the next owner may come only when the store is closed.
     _lock: File,
 }
@@ -92,7 +94,7 @@ impl Embedded {
         }
         // What a killed owner left behind names a dead cluster.
         let _ = fs::remove_file(&owner_path);
-        let (own, url) = start_own(&data_dir, need, lock).await?;
+        let (own, url) = start_own(&data_dir, need, owner_path.clone(), lock).await?;
         let owner = Owner { url: url.clone(), models: need == Need::Models, process: std::process::id() };
         let text = serde_json::to_string(&owner).expect("an owner serialises");
         write_whole(&owner_path, &text).context(format!("cannot write `{}`", owner_path.display()))?;
@@ -110,6 +112,9 @@ impl Embedded {
     /// Ends it, if it is this process's own.
     pub async fn stop(self) {
         let Some(own) = self.own else { return };
+        // Whoever comes from here on waits for the lock instead of calling a cluster that ends. Best effort: a caller
+        // that is refused says so.
+        let _ = fs::remove_file(&own.owner_path);
         own.stop_worker.cancel();
         let ending = async {
             if let Some(worker) = own.worker
@@ -126,7 +131,7 @@ impl Embedded {
     }
 }
 
-async fn start_own(data_dir: &Path, need: Need, lock: File) -> Outcome<(Own, String)> {
+async fn start_own(data_dir: &Path, need: Need, owner_path: PathBuf, lock: File) -> Outcome<(Own, String)> {
     let loopback = "127.0.0.1:0".parse().expect("a loopback address");
     let stop_coordinator = CancellationToken::new();
     let config = cappy_coordinator::Config::new(
@@ -159,7 +164,7 @@ async fn start_own(data_dir: &Path, need: Need, lock: File) -> Outcome<(Own, Str
             Some(worker)
         }
     };
-    Ok((Own { coordinator, worker, stop_worker, stop_coordinator, _lock: lock }, url))
+    Ok((Own { coordinator, worker, stop_worker, stop_coordinator, owner_path, _lock: lock }, url))
 }
 
 fn read_owner(path: &Path) -> Option<Owner> {

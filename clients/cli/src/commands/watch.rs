@@ -2,10 +2,11 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use cappy_process::exit::Code;
+use cappy_process::exit;
 use cappy_proto::v1::{Job, JobState, StageState, WatchJobRequest};
 use clap::Args;
 use tokio_util::sync::CancellationToken;
+use tonic::{Code, Status};
 
 use super::{job_outcome, job_view, results};
 use crate::{
@@ -57,22 +58,22 @@ pub async fn follow(
                 progress.clear();
                 detached(&cluster, job_id, printer);
                 cluster.stop().await;
-                return Ok(Code::Interrupted);
+                return Ok(exit::Code::Interrupted);
             }
         };
         match step {
             Ok(job) => break job,
-            Err(failure) if failure.code == Code::Unreachable => {
+            Err(failure) if failure.code == exit::Code::Unreachable => {
                 let Some(&pause) = pauses.next() else { return Err(failure) };
                 tracing::warn!("the coordinator does not answer; asking again in {pause} s");
                 tokio::select! {
                     () = tokio::time::sleep(Duration::from_secs(pause)) => {}
-                    () = interrupted.cancelled() => return Ok(Code::Interrupted),
+                    () = interrupted.cancelled() => return Ok(exit::Code::Interrupted),
                 }
                 // An embedded cluster of another process may have ended with it: this one takes over.
                 match Cluster::connect(global, Need::Models, printer).await {
                     Ok(again) => cluster = again,
-                    Err(failure) if failure.code == Code::Unreachable => {}
+                    Err(failure) if failure.code == exit::Code::Unreachable => {}
                     Err(failure) => return Err(failure),
                 }
             }
@@ -93,8 +94,8 @@ async fn until_over(
     mut answered: impl FnMut(),
 ) -> Outcome<Job> {
     let request = WatchJobRequest { job_id: job_id.to_owned() };
-    let mut snapshots = cluster.jobs().watch_job(request).await?.into_inner();
-    while let Some(message) = snapshots.message().await? {
+    let mut snapshots = cluster.jobs().watch_job(request).await.map_err(ended)?.into_inner();
+    while let Some(message) = snapshots.message().await.map_err(ended)? {
         answered();
         let Some(job) = message.job else { continue };
         progress.show(&job);
@@ -103,6 +104,14 @@ async fn until_over(
         }
     }
     Err(Failure::unreachable("the coordinator ended the stream; is it shutting down?"))
+}
+
+/// A coordinator that ends says so, which is no end of the job: another one, or this process, goes on with it.
+fn ended(status: Status) -> Failure {
+    match status.code() {
+        Code::Unavailable => Failure::unreachable(status.message()),
+        _ => status.into(),
+    }
 }
 
 fn detached(cluster: &Cluster, job_id: &str, printer: &Printer) {
@@ -119,11 +128,11 @@ async fn finish(cluster: &Cluster, job: &Job, directory: Option<PathBuf>, printe
         printer.note(format!("{reused} of {} stages reused from earlier jobs", job.stages.len()));
     }
     let code = match JobState::try_from(job.state) {
-        Ok(JobState::Succeeded) => Code::Done,
+        Ok(JobState::Succeeded) => exit::Code::Done,
         Ok(JobState::Partial) => {
             printer.warning(format!("partial: {}", job.message));
             eprint!("{}", job_view::failures(job));
-            Code::Partial
+            exit::Code::Partial
         }
         Ok(JobState::Cancelled) => return Err(Failure::failed(format!("job {} was cancelled", job.id))),
         _ => {

@@ -168,6 +168,13 @@ fn boost_chooses_the_highest_score_among_given_or_generated_responses() {
     assert_eq!(boosted["responses"].as_array().map(Vec::len), Some(1 + 4 * 2));
     // What was generated is what the job generated, as far as nothing is random.
     assert_eq!(boosted["responses"][0], row["flan_samples"]["beam4"][0]["response"]);
+
+    // Candidates that a row brings stand before the generated ones; `best` counts all of them.
+    let given = json!({ "instruction": instruction, "responses": ["no idea"] });
+    let flags = ["boost", "--scorer", "demo", "--model", "demo", "--decoding", "beam4", "--input", "-"];
+    let boosted = client.run_with_input(flags, &lines(&[given])).expect(0).json();
+    check_choice(&boosted);
+    assert_eq!(boosted["responses"], json!(["no idea", row["flan_samples"]["beam4"][0]["response"]]));
 }
 
 /// Fails unless `best` is the first of the highest scores and `response` the candidate there; returns it.

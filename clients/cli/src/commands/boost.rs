@@ -30,7 +30,7 @@ pub struct Boost {
     /// NAME#LABEL ranks by one label of several
     #[arg(long, default_value = "cappy-large", value_name = "MODEL")]
     scorer: String,
-    /// Generator of the candidates, for rows that bring none (as `generate --model`)
+    /// Generator of candidates (as `generate --model`); a row's own `responses`, if it has any, stand before them
     #[arg(long, value_name = "MODEL")]
     model: Option<String>,
     #[command(flatten)]
@@ -121,7 +121,8 @@ fn fields(row: &Candidates, boosted: BoostedRow, rouge: &mut RougeScorer) -> Out
         return Err(Failure::failed("the service chose a candidate that does not exist"));
     };
     let mut fields = Fields::new();
-    if row.row.responses.is_empty() {
+    // What `scores` and `best` count must be in the row.
+    if row.row.responses != boosted.candidates {
         fields.insert("responses".into(), boosted.candidates.clone().into());
     }
     fields.insert("scores".into(), boosted.scores.as_slice().into());

@@ -42,7 +42,7 @@ pub struct Boost {
     /// Rows as JSON Lines (.jsonl, .jsonl.gz, .jsonl.zst; - for standard input)
     #[arg(short, long, value_name = "FILE")]
     input: PathBuf,
-    /// Generator of the candidates, for rows that bring none: a directory, a hub id, a short name, or openai:NAME
+    /// Generator of the candidates, instead of the rows' own: a directory, a hub id, a short name, or openai:NAME
     #[arg(long, value_name = "MODEL")]
     model: Option<String>,
     #[command(flatten)]

@@ -29,6 +29,11 @@ fn rouge_l_of_rows() {
     golden("rouge-l.stderr.txt", &ended.stderr.replace(&rows, "rouge_rows.jsonl"));
     let content = fs::read_to_string(rows).expect("a fixture");
     assert_eq!(client.run_with_input(["rouge-l", "--input", "-"], &content).expect(4).stdout, ended.stdout);
+    let whole = client.run(["rouge-l", "--input", &rows, "--output", "json"]).expect(4).json();
+    assert_eq!(whole.as_array(), Some(&ended.json_lines()), "one document");
+    let table = client.run(["rouge-l", "--input", &rows, "--output", "table"]).expect(4).stdout;
+    assert!(table.trim_start().starts_with("ROUGE-L"), "{table}");
+    assert_eq!(table.lines().count(), ended.json_lines().len() + 1, "{table}");
 }
 
 #[test]

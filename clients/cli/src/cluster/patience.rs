@@ -21,7 +21,11 @@ pub async fn patiently<T>(call: impl AsyncFn() -> Result<Response<T>, Status>) -
         match call().await {
             Ok(response) => return Ok(response.into_inner()),
             Err(status) if tried < TRIES => match pause(&status, tried) {
-                Some(pause) => tokio::time::sleep(pause).await,
+                Some(pause) => {
+                    // Whoever waits in vain shall know for what.
+                    tracing::warn!("{}; trying again in {} s", status.message(), pause.as_secs().max(1));
+                    tokio::time::sleep(pause).await;
+                }
                 None => return Err(status),
             },
             Err(status) => return Err(status),

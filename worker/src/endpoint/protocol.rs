@@ -117,10 +117,11 @@ pub struct Reply {
     pub output_tokens: u64,
 }
 
-/// Reads an answer.
+/// Reads an answer. Choices that cannot be used are left out as long as one can: they are asked for again, those that
+/// were paid for are not.
 ///
 /// # Errors
-/// Names what is wrong with it.
+/// Names what is wrong with it, or with its first choice when none can be used.
 pub fn read(api: Api, body: &[u8]) -> Result<Reply, String> {
     let value: Value = serde_json::from_slice(body).map_err(|_| "not JSON".to_owned())?;
     let choices = value.get("choices").and_then(Value::as_array).ok_or("no `choices`")?;
@@ -139,9 +140,19 @@ pub fn read(api: Api, body: &[u8]) -> Result<Reply, String> {
             _ => Ok(text.to_owned()),
         }
     };
+    let (mut texts, mut wrong) = (Vec::with_capacity(choices.len()), None);
+    for choice in choices {
+        match text(choice) {
+            Ok(text) => texts.push(text),
+            Err(reason) => drop(wrong.get_or_insert(reason)),
+        }
+    }
+    if let Some(reason) = wrong.filter(|_| texts.is_empty()) {
+        return Err(reason);
+    }
     let count = |name| value.pointer(name).and_then(Value::as_u64).unwrap_or(0);
     Ok(Reply {
-        texts: choices.iter().map(text).collect::<Result<_, _>>()?,
+        texts,
         input_tokens: count("/usage/prompt_tokens"),
         output_tokens: count("/usage/completion_tokens"),
     })
@@ -219,6 +230,8 @@ mod tests {
         let reply = read(Api::Chat, chat).unwrap();
         assert_eq!(reply, Reply { texts: vec!["a".into(), "b".into()], input_tokens: 7, output_tokens: 3 });
         assert_eq!(read(Api::Completions, br#"{"choices": [{"text": "a"}]}"#).unwrap().texts, ["a"]);
+        let mixed = br#"{"choices": [{"text": " "}, {"text": "a"}, {}, {"text": "b"}]}"#;
+        assert_eq!(read(Api::Completions, mixed).unwrap().texts, ["a", "b"]);
         let long =
             format!(r#"{{"choices": [{{"message": {{"content": "{}"}}}}]}}"#, "x".repeat(MAX_TEXT_BYTES + 1));
         for (body, named) in [

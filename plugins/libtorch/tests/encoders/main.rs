@@ -18,6 +18,8 @@ fn json<T: for<'a> Deserialize<'a>>(model: &str, file: &str) -> T {
 }
 
 fn request(model: &str) -> LoadRequest {
+    // These models are tiny and tests run side by side: threads of libtorch's own would only wait for a core.
+    tch::set_num_threads(1);
     LoadRequest {
         model_dir: folder(model).to_str().unwrap().into(),
         config_json: std::fs::read_to_string(folder(model).join("config.json")).unwrap(),

@@ -1,5 +1,6 @@
 //! Groups of ranks, each a process of its own on this machine.
 
+mod data_parallel;
 mod gradients;
 mod losses;
 mod memory;
@@ -20,6 +21,7 @@ fn a_rank() {
         rendezvous::SCENES,
         tensor_parallel::SCENES,
         memory::SCENES,
+        data_parallel::SCENES,
     ]
     .concat();
     processes::play(&scenes);

@@ -118,7 +118,8 @@ mod tests {
 
     #[test]
     fn a_place_in_a_group_is_checked_before_anything_is_opened() {
-        let group = |change: fn(&mut Group)| {
+        type Change = fn(&mut Group);
+        let group = |change: Change| {
             let mut group = Group {
                 kind: GroupKind::Data,
                 rank: 0,
@@ -133,7 +134,7 @@ mod tests {
         };
         let good = group(|_| {}).unwrap_or_else(|failure| panic!("{failure}"));
         assert_eq!((good.host.as_str(), good.port), ("::1", 4242));
-        let cases: [(fn(&mut Group), &str); 6] = [
+        let cases: [(Change, &str); 6] = [
             (|g| g.rank = 2, "rank 2 of 2"),
             (|g| g.world = 0, "rank 0 of 0"),
             (|g| g.timeout_seconds = 0, "a timeout of 0 s"),

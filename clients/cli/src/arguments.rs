@@ -65,6 +65,26 @@ pub struct Global {
     /// Number format that the models compute in
     #[arg(long, global = true, value_enum, default_value_t = Dtype::Auto, help_heading = "Global options")]
     pub dtype: Dtype,
+    /// Folder with backends for the embedded cluster, beside candle, which is built in
+    #[arg(
+        long,
+        global = true,
+        value_name = "DIR",
+        env = "CAPPY_PLUGIN_PATH",
+        hide_env_values = true,
+        help_heading = "Global options"
+    )]
+    pub plugin_path: Option<PathBuf>,
+    /// Folder with libtorch's libraries, for the libtorch backend [default: libtorch/torch/lib near the plugins]
+    #[arg(
+        long,
+        global = true,
+        value_name = "DIR",
+        env = "CAPPY_TORCH_LIB_DIR",
+        hide_env_values = true,
+        help_heading = "Global options"
+    )]
+    pub torch_lib_dir: Option<PathBuf>,
     /// Say nothing but results and errors
     #[arg(short, long, global = true, help_heading = "Global options")]
     pub quiet: bool,

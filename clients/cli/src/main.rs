@@ -14,6 +14,7 @@ mod commands;
 mod defaults;
 mod endpoint;
 mod failure;
+mod groups;
 mod interrupt;
 mod line_input;
 mod printer;

@@ -94,7 +94,7 @@ impl Embedded {
         }
         // What a killed owner left behind names a dead cluster.
         let _ = fs::remove_file(&owner_path);
-        let (own, url) = start_own(&data_dir, need, owner_path.clone(), lock).await?;
+        let (own, url) = start_own(global, &data_dir, need, owner_path.clone(), lock).await?;
         let owner = Owner { url: url.clone(), models: need == Need::Models, process: std::process::id() };
         let text = serde_json::to_string(&owner).expect("an owner serialises");
         write_whole(&owner_path, &text).context(format!("cannot write `{}`", owner_path.display()))?;
@@ -131,7 +131,13 @@ impl Embedded {
     }
 }
 
-async fn start_own(data_dir: &Path, need: Need, owner_path: PathBuf, lock: File) -> Outcome<(Own, String)> {
+async fn start_own(
+    global: &Global,
+    data_dir: &Path,
+    need: Need,
+    owner_path: PathBuf,
+    lock: File,
+) -> Outcome<(Own, String)> {
     let loopback = "127.0.0.1:0".parse().expect("a loopback address");
     let stop_coordinator = CancellationToken::new();
     let config = cappy_coordinator::Config::new(
@@ -153,6 +159,8 @@ async fn start_own(data_dir: &Path, need: Need, owner_path: PathBuf, lock: File)
                 .map_err(|error| Failure::failed(format!("cannot start the candle backend: {error}")))?;
             let mut config =
                 cappy_worker::Config::new(Backends::Builtin(vec![backend]), data_dir.join("worker"), hub);
+            config.plugin_path.clone_from(&global.plugin_path);
+            config.torch_lib_dir.clone_from(&global.torch_lib_dir);
             config.coordinator = Some(url.clone());
             config.inference_listen = Some(loopback);
             // The hosts that this user has named with --endpoint.

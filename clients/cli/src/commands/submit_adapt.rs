@@ -16,6 +16,7 @@ use crate::{
     defaults::{self, GenerationFlags},
     endpoint::EndpointFlags,
     failure::{Failure, Outcome},
+    groups::DataParallel,
     line_input::{Fields, text, texts},
     printer::Printer,
 };
@@ -73,6 +74,8 @@ pub struct Adapt {
     #[arg(long)]
     strict: bool,
     #[command(flatten)]
+    parallel: DataParallel,
+    #[command(flatten)]
     submission: Submission,
 }
 
@@ -87,6 +90,7 @@ impl Adapt {
             return Err(Failure::usage("only one of --train and --validation can be standard input"));
         }
         let cluster = Cluster::connect(global, Need::Models, printer).await?;
+        let data_parallel = self.parallel.on(&cluster)?;
         let mut store = RowStore::new(&cluster, printer, self.strict);
         let mut examples = Examples { generated: self.model.is_some(), ..Examples::default() };
         let train = store.rows(&self.train, |fields| examples.check(fields)).await?;
@@ -108,6 +112,7 @@ impl Adapt {
             fine_tuning: Some(fine_tuning),
             backend: global.backend_name(),
             dtype: global.dtype_name(),
+            data_parallel,
         };
         self.submission.hand_in(Kind::Adapt(spec), bad, cluster, global, printer).await
     }

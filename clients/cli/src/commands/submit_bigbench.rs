@@ -21,6 +21,7 @@ use crate::{
     defaults::{self, GenerationFlags},
     endpoint::EndpointFlags,
     failure::{Context as _, Failure, Outcome},
+    groups::{DataParallel, ModelShards},
     line_input::explain,
     printer::Printer,
 };
@@ -67,6 +68,10 @@ pub struct Bigbench {
     #[arg(long)]
     strict: bool,
     #[command(flatten)]
+    shards: ModelShards,
+    #[command(flatten)]
+    parallel: DataParallel,
+    #[command(flatten)]
     submission: Submission,
 }
 
@@ -82,6 +87,7 @@ impl Bigbench {
         let folder =
             bigbench::inspect(&data, &self.subsets).map_err(|error| Failure::failed(explain(&error)))?;
         let cluster = Cluster::connect(global, Need::Models, printer).await?;
+        let (model_shards, data_parallel) = (self.shards.on(&cluster)?, self.parallel.on(&cluster)?);
         let mut store = RowStore::new(&cluster, printer, self.strict);
         let mut subsets = Vec::with_capacity(folder.subsets.len());
         for files in &folder.subsets {
@@ -108,7 +114,8 @@ impl Bigbench {
             backend: global.backend_name(),
             dtype: global.dtype_name(),
             endpoint,
-            model_shards: 0,
+            model_shards,
+            data_parallel,
         };
         self.submission.hand_in(Kind::Bigbench(spec), bad, cluster, global, printer).await
     }

@@ -13,6 +13,7 @@ use crate::{
     defaults::{self, GenerationFlags},
     endpoint::EndpointFlags,
     failure::{Context as _, Failure, Outcome},
+    groups::ModelShards,
     line_input::{explain, text},
     printer::Printer,
 };
@@ -60,6 +61,8 @@ pub struct Generate {
     #[arg(long)]
     strict: bool,
     #[command(flatten)]
+    shards: ModelShards,
+    #[command(flatten)]
     submission: Submission,
 }
 
@@ -78,6 +81,7 @@ impl Generate {
             return Err(Failure::usage("--subset needs a benchmark folder as --data, not a file"));
         }
         let cluster = Cluster::connect(global, Need::Models, printer).await?;
+        let model_shards = self.shards.on(&cluster)?;
         let mut store = RowStore::new(&cluster, printer, self.strict);
         let mut files = Vec::new();
         match folder {
@@ -105,7 +109,7 @@ impl Generate {
             generation: Some(generation),
             backend: global.backend_name(),
             dtype: global.dtype_name(),
-            model_shards: 0,
+            model_shards,
         };
         self.submission.hand_in(Kind::Generate(spec), bad, cluster, global, printer).await
     }

@@ -17,6 +17,7 @@ use crate::{
     cluster::{Cluster, Need},
     defaults::GenerationFlags,
     failure::{Context as _, Failure, Outcome},
+    groups::DataParallel,
     line_input::explain,
     printer::Printer,
     transfer,
@@ -57,6 +58,8 @@ pub struct Pretrain {
     #[arg(long)]
     strict: bool,
     #[command(flatten)]
+    parallel: DataParallel,
+    #[command(flatten)]
     submission: Submission,
 }
 
@@ -83,6 +86,7 @@ impl Pretrain {
         ));
 
         let cluster = Cluster::connect(global, Need::Models, printer).await?;
+        let data_parallel = self.parallel.on(&cluster)?;
         let name = row_store::name_of(Path::new(&recipe.name));
         let examples = stored(&cluster, &name, &mixture.examples, mixture.example_rows, printer).await?;
         let validation = match &mixture.validation {
@@ -103,6 +107,7 @@ impl Pretrain {
             fine_tuning: Some(fine_tuning),
             backend: global.backend_name(),
             dtype: global.dtype_name(),
+            data_parallel,
         };
         self.submission.hand_in(Kind::Pretrain(spec), mixture.bad, cluster, global, printer).await
     }

@@ -1,6 +1,7 @@
 //! Classifiers against transformers (`scores.rs`) and PyTorch (`fine_tuning.rs`), whose numbers are stored beside the
 //! candle backend.
 
+mod agreement;
 mod fine_tuning;
 mod scores;
 

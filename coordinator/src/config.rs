@@ -16,6 +16,10 @@ pub const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 pub const WATCH_INTERVAL: Duration = Duration::from_millis(200);
 /// Pure stages that run on the coordinator at once.
 pub const LOCAL_SLOTS: usize = 2;
+/// Time that the ranks of a gang have to come together.
+pub const GROUP_TIMEOUT: Duration = Duration::from_secs(60);
+/// Time that a rank waits for another in one exchange; one that is gone is noticed much sooner.
+pub const EXCHANGE_TIMEOUT: Duration = Duration::from_secs(5 * 60);
 /// Time for which an artifact that was uploaded or asked for waits for a job to hold it.
 pub const ARTIFACT_GRACE: Duration = Duration::from_secs(60 * 60);
 
@@ -81,6 +85,10 @@ pub struct Config {
     pub local_slots: usize,
     /// Time after which a lagging shard may be leased to an idle worker too.
     pub speculate_after: Duration,
+    /// See [`GROUP_TIMEOUT`].
+    pub group_timeout: Duration,
+    /// See [`EXCHANGE_TIMEOUT`].
+    pub exchange_timeout: Duration,
     /// See [`ARTIFACT_GRACE`].
     pub artifact_grace: Duration,
     /// Bytes that all artifacts together may have; none: as many as the disk holds.
@@ -109,6 +117,8 @@ impl Config {
             retry_backoff: RETRY_BACKOFF,
             local_slots: LOCAL_SLOTS,
             speculate_after: SPECULATE_AFTER,
+            group_timeout: GROUP_TIMEOUT,
+            exchange_timeout: EXCHANGE_TIMEOUT,
             artifact_grace: ARTIFACT_GRACE,
             disk_quota: None,
             tokens: None,

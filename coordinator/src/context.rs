@@ -11,6 +11,7 @@ use crate::{
     config::Config,
     membership::Cluster,
     metrics::{Metrics, add},
+    rendezvous::Rendezvous,
     scheduler::SchedulerHandle,
     store::{FailOutcome, JobStore, Revoked, StoreError},
 };
@@ -21,6 +22,7 @@ pub(crate) struct Context {
     pub(crate) store: Arc<dyn JobStore>,
     pub(crate) artifacts: ArtifactStore,
     pub(crate) cluster: Arc<Cluster>,
+    pub(crate) rendezvous: Arc<Rendezvous>,
     pub(crate) changes: Arc<Changes>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) scheduler: SchedulerHandle,

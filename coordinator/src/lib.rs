@@ -45,6 +45,7 @@ mod local;
 mod membership;
 mod metrics;
 mod planner;
+mod rendezvous;
 mod rpc;
 mod scheduler;
 mod service;

@@ -55,6 +55,10 @@ struct Serve {
     #[arg(long, value_name = "N", env = "CAPPY_MAX_ATTEMPTS", default_value_t = 3,
           value_parser = clap::value_parser!(u32).range(1..=100))]
     max_attempts: u32,
+    /// Seconds that the workers of a shard for several of them have to come together
+    #[arg(long, value_name = "SECONDS", env = "CAPPY_GROUP_TIMEOUT",
+          default_value_t = config::GROUP_TIMEOUT.as_secs(), value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    group_timeout: u64,
     /// Certificate chain of this server, PEM; with --tls-key, gRPC is served over TLS
     #[arg(long, value_name = "FILE", env = "CAPPY_TLS_CERT", requires = "tls_key")]
     tls_cert: Option<PathBuf>,
@@ -137,6 +141,7 @@ async fn serve(arguments: Serve) -> anyhow::Result<()> {
     config.heartbeat_interval = config::HEARTBEAT_INTERVAL.min(config.lease_ttl / 4);
     config.reconnect_grace = config::RECONNECT_GRACE.min(config.lease_ttl);
     config.max_attempts = arguments.max_attempts;
+    config.group_timeout = Duration::from_secs(arguments.group_timeout);
     config.disk_quota = arguments.disk_quota;
     if let (Some(certificate), Some(key)) = (&arguments.tls_cert, &arguments.tls_key) {
         config.tls =

@@ -4,20 +4,20 @@
 mod online;
 
 use std::{
-    collections::{HashMap, HashSet, VecDeque},
+    collections::{BTreeSet, HashMap, HashSet, VecDeque},
     sync::{Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant, SystemTime},
 };
 
-use cappy_proto::{JobId, LeaseId, WorkerId, v1};
+use cappy_proto::{JobId, LeaseId, ShardId, WorkerId, v1};
 use tokio::sync::mpsc;
 
 pub(crate) use online::Wanted;
 
 use crate::{
-    planner::{ClusterFacts, RunningLease},
+    planner::{ClusterFacts, DeviceMemory, RunningLease},
     scheduler::Offer,
-    store::{Granted, Held},
+    store::{GangKind, Granted, Held},
 };
 
 /// Messages that wait for a worker to read them. A worker that reads none of this many is dropped.
@@ -63,7 +63,9 @@ struct Member {
 
 #[derive(Debug)]
 struct Lease {
+    shard: ShardId,
     job: JobId,
+    gang: bool,
     stage: u32,
     units: u64,
     since: Instant,
@@ -159,7 +161,9 @@ impl Cluster {
         for held in held {
             jobs.insert(held.job.clone());
             let lease = member.leases.entry(held.lease.clone()).or_insert_with(|| Lease {
+                shard: held.shard,
                 job: held.job,
+                gang: held.gang,
                 stage: held.stage,
                 units: held.units,
                 since: Instant::now(),
@@ -181,6 +185,7 @@ impl Cluster {
         granted: &Granted,
         task: v1::ShardTask,
         inputs: &[String],
+        gang: Option<v1::Gang>,
     ) -> bool {
         let mut state = self.lock();
         let Some(member) = state.members.get_mut(worker) else { return false };
@@ -192,6 +197,7 @@ impl Cluster {
             stage: granted.stage_name.clone(),
             attempt: granted.attempt,
             task: Some(task),
+            gang,
         };
         if !send(&member.outbox, v1::session_response::Message::Lease(lease)) {
             return false;
@@ -238,7 +244,7 @@ impl Cluster {
         }
     }
 
-    /// Workers that can take shards now.
+    /// Workers that take shards, those without a free slot too.
     pub(crate) fn offers(&self) -> Vec<Offer> {
         self.lock()
             .members
@@ -248,6 +254,9 @@ impl Cluster {
                 worker: worker.clone(),
                 free_slots: member.free_slots(),
                 backends: member.hello.backends.iter().map(|backend| backend.name.clone()).collect(),
+                groups: member.groups(),
+                in_gang: member.leases.values().any(|lease| lease.gang),
+                memory_bytes: member.hello.memory_bytes,
                 resident: member.resident.iter().cloned().collect(),
                 artifacts: if member.free_slots() > 0 {
                     member.artifacts.set.clone()
@@ -255,17 +264,26 @@ impl Cluster {
                     HashSet::new()
                 },
             })
-            .filter(|offer| offer.free_slots > 0)
             .collect()
     }
 
-    /// What runs of a job.
+    /// What runs of a job: a shard once, however many workers have it.
     pub(crate) fn running(&self, job: &JobId) -> Vec<RunningLease> {
         let state = self.lock();
         let of_job = |lease: &&Lease| &lease.job == job;
         let remote = state.members.values().flat_map(|member| member.leases.values()).filter(of_job);
         let local = state.local.values().filter(of_job);
-        remote.map(|lease| lease.view(false)).chain(local.map(|lease| lease.view(true))).collect()
+        let mut furthest: HashMap<&ShardId, (&Lease, bool)> = HashMap::new();
+        for (lease, is_local) in remote.map(|lease| (lease, false)).chain(local.map(|lease| (lease, true))) {
+            let known = furthest.entry(&lease.shard).or_insert((lease, is_local));
+            if lease.done > known.0.done {
+                *known = (lease, is_local);
+            }
+        }
+        let mut running: Vec<RunningLease> =
+            furthest.into_values().map(|(lease, is_local)| lease.view(is_local)).collect();
+        running.sort_by_key(|lease| lease.stage);
+        running
     }
 
     /// Workers that run something for a job.
@@ -286,8 +304,40 @@ impl Cluster {
                 facts.capable += 1;
                 facts.slots += member.hello.slots;
             }
+            for (found, kind) in member.groups() {
+                if backend.is_empty() || found == backend {
+                    match kind {
+                        GangKind::Data => facts.data_parallel += 1,
+                        GangKind::Tensor => facts.tensor_parallel += 1,
+                    }
+                }
+            }
         }
         facts
+    }
+
+    /// What the connected workers that can run `backend` (empty: any) have room for; those that can hold a slice of a
+    /// model apart.
+    pub(crate) fn memory(&self, backend: &str) -> DeviceMemory {
+        let state = self.lock();
+        let mut memory = DeviceMemory::default();
+        for member in state.members.values().filter(|member| !member.draining) {
+            let bytes = member.hello.memory_bytes;
+            let named = |found: &str| backend.is_empty() || found == backend;
+            if member.hello.backends.iter().any(|found| named(&found.name)) {
+                memory.largest = memory.largest.max(bytes);
+            }
+            if member.groups().iter().any(|(found, kind)| *kind == GangKind::Tensor && named(found)) {
+                memory.largest_of_ranks = memory.largest_of_ranks.max(bytes);
+            }
+        }
+        memory
+    }
+
+    /// The name of a worker, as people know it.
+    pub(crate) fn name_of(&self, worker: &WorkerId) -> String {
+        let state = self.lock();
+        state.members.get(worker).map_or_else(|| worker.to_string(), |member| member.hello.name.clone())
     }
 
     /// Leases held now, those of the coordinator included.
@@ -317,6 +367,19 @@ impl Cluster {
 }
 
 impl Member {
+    /// What its backends can do as a rank of a group.
+    fn groups(&self) -> BTreeSet<(String, GangKind)> {
+        let offers = |backend: &v1::BackendInfo, kind: GangKind| {
+            backend.features.iter().any(|feature| feature == kind.feature())
+        };
+        let backends = self.hello.backends.iter();
+        backends
+            .flat_map(|backend| [GangKind::Data, GangKind::Tensor].map(|kind| (backend, kind)))
+            .filter(|(backend, kind)| offers(backend, *kind))
+            .map(|(backend, kind)| (backend.name.clone(), kind))
+            .collect()
+    }
+
     fn free_slots(&self) -> u32 {
         self.hello.slots.saturating_sub(u32::try_from(self.leases.len()).unwrap_or(u32::MAX))
     }
@@ -343,6 +406,8 @@ impl Member {
 impl Lease {
     fn of(granted: &Granted) -> Self {
         Self {
+            shard: granted.shard.clone(),
+            gang: granted.gang,
             job: granted.job.clone(),
             stage: granted.stage,
             units: granted.units,

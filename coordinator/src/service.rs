@@ -96,6 +96,7 @@ pub async fn start(config: Config, shutdown: CancellationToken) -> Result<Handle
         store,
         artifacts,
         cluster: Arc::new(cluster),
+        rendezvous: Arc::default(),
         changes: Arc::new(Changes::default()),
         metrics: Arc::new(Metrics::default()),
         scheduler: SchedulerHandle::default(),

@@ -124,14 +124,41 @@ struct Saved {
 }
 
 impl Checkpoints<'_> {
+    /// Checkpoints whose best state is there, newest first.
+    fn usable(&self) -> impl Iterator<Item = (RunState, PathBuf)> {
+        self.list().into_iter().rev().filter_map(|(_, dir)| {
+            let bytes = fs::read(dir.join("state.json")).ok()?;
+            let state: RunState = serde_json::from_slice(&bytes).ok()?;
+            state.best_update().is_none_or(|best| self.best(best).is_dir()).then_some((state, dir))
+        })
+    }
+
+    /// The host's part of the newest checkpoint, for the other ranks of a group.
+    pub fn newest(&self) -> Option<RunState> {
+        self.usable().next().map(|(state, _)| state)
+    }
+
+    /// Loads the checkpoint after `updates` updates, on which the ranks of a group have agreed. One that is damaged is
+    /// removed, so that the next attempt goes on from another.
+    ///
+    /// # Errors
+    /// `load`'s, or that it is gone.
+    pub fn load_agreed(
+        &self,
+        updates: u64,
+        load: &mut dyn FnMut(&str) -> Result<(), Failure>,
+    ) -> Result<(), Failure> {
+        let Some((state, dir)) = self.usable().find(|(state, _)| state.updates == updates) else {
+            return Err(Failure::internal(format!("the checkpoint of update {updates} is gone")));
+        };
+        load(&dir.join("backend").to_string_lossy())
+            .inspect(|()| self.saved().best = state.best_update())
+            .inspect_err(|_| drop(fs::remove_dir_all(&dir)))
+    }
+
     /// The newest checkpoint whose best state is there and that `load` accepts the backend's part of.
     pub fn load(&self, load: &mut dyn FnMut(&str) -> Result<(), Failure>) -> Option<RunState> {
-        for (_, dir) in self.list().into_iter().rev() {
-            let state = fs::read(dir.join("state.json"))
-                .ok()
-                .and_then(|bytes| serde_json::from_slice::<RunState>(&bytes).ok())
-                .filter(|state| state.best_update().is_none_or(|best| self.best(best).is_dir()));
-            let Some(state) = state else { continue };
+        for (state, dir) in self.usable() {
             match load(&dir.join("backend").to_string_lossy()) {
                 Ok(()) => {
                     self.saved().best = state.best_update();
@@ -294,7 +321,12 @@ mod tests {
             Ok(())
         });
         assert_eq!((loaded, found.as_str()), (Some(state(2)), "2"));
+        assert_eq!(again.newest(), Some(state(2)));
+        again.load_agreed(2, &mut |_| Ok(())).unwrap();
+        assert!(again.load_agreed(1, &mut |_| Ok(())).unwrap_err().message.contains("update 1 is gone"));
         assert_eq!(again.load(&mut |_| Err(Failure::bad_model("damaged"))), None);
+        assert!(again.load_agreed(2, &mut |_| Err(Failure::bad_model("damaged"))).is_err());
+        assert_eq!(again.newest(), None, "a damaged one does not stand in the way of the next attempt");
         again.finish();
         assert_eq!(again.load(&mut |_| Ok(())), None);
     }

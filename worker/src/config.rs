@@ -50,6 +50,11 @@ pub struct Config {
     pub name: String,
     /// What computes.
     pub backends: Backends,
+    /// Directory of further libraries, beside those linked in.
+    pub plugin_path: Option<PathBuf>,
+    /// Address by which the other ranks of a group reach this worker; `None`: the one from which it reaches the
+    /// coordinator.
+    pub group_host: Option<String>,
     /// Folder with libtorch's libraries, for plugins that need it; `None`: found near the plugins.
     pub torch_lib_dir: Option<PathBuf>,
     /// `cpu`, `cuda:0`.
@@ -89,6 +94,8 @@ impl Config {
             tls_ca: None,
             name: host_name(),
             backends,
+            plugin_path: None,
+            group_host: None,
             torch_lib_dir: None,
             device: "cpu".to_owned(),
             dtype: "auto".to_owned(),

@@ -6,7 +6,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use cappy_plugin_abi::{Backend, Descriptor, Generator, LoadRequest, Scorer, Trainer, TrainerOptions};
+use cappy_plugin_abi::{
+    Backend, DATA_PARALLEL, Descriptor, Generator, LoadRequest, ModelOptions, Scorer, TENSOR_PARALLEL,
+    Trainer, TrainerOptions,
+};
 use cappy_plugin_host::{Registry, Want};
 use cappy_proto::v1;
 
@@ -15,8 +18,10 @@ use crate::{
     compute::Budgets,
     endpoint::Endpoints,
     execution::{Attempt, ExecutionError},
+    group::{Gang, GroupPlace, Introduction, Slice},
     models::{LocalModel, Models, known_fingerprint},
     residency::{Loaded, ModelKey, Residency, Resident, Role},
+    tokenization::ModelTokenizer,
 };
 
 /// Trainers compute in this, whatever a job says for scoring and generating.
@@ -142,6 +147,85 @@ impl Engine {
         self.models.by_reference(model.ok_or_else(no_model)?, Role::Scorer, attempt)
     }
 
+    /// This worker's slice of the generator of a task, and its place in the group that holds it. The ranks meet first;
+    /// where all of them still hold the slices of an earlier shard, these are used as they are.
+    ///
+    /// # Errors
+    /// When it cannot be found or loaded, or the ranks do not come together.
+    pub fn generator_slice(
+        &self,
+        model: Option<&v1::ModelRef>,
+        choice: Choice<'_>,
+        attempt: &Attempt<'_>,
+        gang: Gang<'_>,
+    ) -> Result<(GroupPlace, Arc<Resident<dyn Generator>>), ExecutionError> {
+        let model = self.models.by_reference(model.ok_or_else(no_model)?, Role::Generator, attempt)?;
+        let dtype = self.dtype_of(choice);
+        let wanted = cappy_plugin_host::Role::Generator;
+        let (backend, descriptor) =
+            self.select_for(Some(TENSOR_PARALLEL), choice.backend, wanted, &model.model_type, dtype)?;
+        let find = || self.residency.find_slice(&model.fingerprint, &descriptor.name, dtype);
+        attempt.progress.say("meeting the other workers");
+        let met = gang.meet.meet(&Introduction {
+            model_fingerprint: model.fingerprint.clone(),
+            backend: format!("{} {} {dtype}", descriptor.name, descriptor.version),
+            checkpoint: None,
+            resident: find().map(|(place, _)| place),
+        })?;
+        let place = GroupPlace { id: met.id, rank: met.group.rank };
+        if met.resident {
+            return match find() {
+                Some((held, Loaded::Generator(slice))) if held == place => Ok((place, slice)),
+                _ => Err(ExecutionError::infrastructure("peer_lost", "the group was dissolved meanwhile")),
+            };
+        }
+        // What is left of earlier groups is of no use any more.
+        self.residency.forget_slices();
+        attempt.progress.say("loading a slice of the generator");
+        let world = u64::from(met.group.world.max(1));
+        let key = ModelKey {
+            fingerprint: model.fingerprint.clone(),
+            role: Role::Generator,
+            backend: descriptor.name.clone(),
+            dtype: dtype.to_owned(),
+            group: Some(place.clone()),
+        };
+        let loaded = self.residency.get_or_load(&key, model.bytes_in(dtype) / world, || {
+            let mut request = self.request(&model, dtype);
+            let options = ModelOptions { group: Some(met.group.clone()) };
+            request.options_json = options_json(&options)?;
+            let tokenizer = model.tokenizer()?;
+            let generator = backend.load_generator(&request)?;
+            let info = generator.info();
+            check_vocabulary(&tokenizer, info.vocab_size)?;
+            let label = self.label(&descriptor, &info.dtype);
+            let slice: Box<dyn Generator> = Box::new(Slice(generator));
+            let resident = Resident::new(model.fingerprint.clone(), label, info, tokenizer, slice);
+            Ok::<_, ExecutionError>(Loaded::Generator(Arc::new(resident)))
+        })?;
+        match loaded {
+            Loaded::Generator(slice) => Ok((place, slice)),
+            Loaded::Scorer(_) => Err(ExecutionError::internal("a scorer was loaded as a generator")),
+        }
+    }
+
+    /// What will train a model in a group, before it is loaded: its name for other ranks, and as [`Self::load_trainer`]
+    /// labels it.
+    ///
+    /// # Errors
+    /// When no backend trains it so.
+    pub fn group_trainer(
+        &self,
+        model: &LocalModel,
+        choice: Choice<'_>,
+    ) -> Result<(String, String), ExecutionError> {
+        let wanted = cappy_plugin_host::Role::Trainer;
+        let (_, it) =
+            self.select_for(Some(DATA_PARALLEL), choice.backend, wanted, &model.model_type, TRAINER_DTYPE)?;
+        let name = format!("{} {} {TRAINER_DTYPE}", it.name, it.version);
+        Ok((name, self.label(&it, TRAINER_DTYPE)))
+    }
+
     /// Loads a scorer for fine-tuning; not kept in memory afterwards. The label names the backend.
     ///
     /// # Errors
@@ -153,10 +237,11 @@ impl Engine {
         options: &TrainerOptions,
     ) -> Result<(String, Box<dyn Trainer>), ExecutionError> {
         let wanted = cappy_plugin_host::Role::Trainer;
-        let (backend, descriptor) = self.select(choice.backend, wanted, &model.model_type, TRAINER_DTYPE)?;
+        let feature = options.group.as_ref().map(|_| DATA_PARALLEL);
+        let (backend, descriptor) =
+            self.select_for(feature, choice.backend, wanted, &model.model_type, TRAINER_DTYPE)?;
         let mut request = self.request(model, TRAINER_DTYPE);
-        request.options_json = serde_json::to_string(options)
-            .map_err(|error| ExecutionError::internal(format!("cannot write the options: {error}")))?;
+        request.options_json = options_json(options)?;
         let trainer = backend.load_trainer(&request)?;
         Ok((self.label(&descriptor, &trainer.info().dtype), trainer))
     }
@@ -191,26 +276,17 @@ impl Engine {
             role,
             backend: descriptor.name.clone(),
             dtype: dtype.to_owned(),
+            group: None,
         };
         self.residency.get_or_load(&key, model.weight_bytes, || {
             tracing::info!(model = %model.fingerprint, ?role, backend = %descriptor.name, dtype, "loading");
             let request = self.request(model, dtype);
             let tokenizer = model.tokenizer()?;
-            let known = tokenizer.id_limit();
-            let checked = |vocab_size: u32| {
-                if known <= vocab_size {
-                    return Ok(());
-                }
-                Err(ExecutionError::permanent(
-                    "bad_model",
-                    format!("tokenizer.json has ids up to {}, the model's embedding ends at {vocab_size}: use the tokenizer that belongs to the model", known - 1),
-                ))
-            };
             match role {
                 Role::Scorer => {
                     let scorer = backend.load_scorer(&request)?;
                     let info = scorer.info();
-                    checked(info.vocab_size)?;
+                    check_vocabulary(&tokenizer, info.vocab_size)?;
                     let label = self.label(&descriptor, &info.dtype);
                     let resident = Resident::new(model.fingerprint.clone(), label, info, tokenizer, scorer);
                     Ok(Loaded::Scorer(Arc::new(resident)))
@@ -218,9 +294,10 @@ impl Engine {
                 Role::Generator => {
                     let generator = backend.load_generator(&request)?;
                     let info = generator.info();
-                    checked(info.vocab_size)?;
+                    check_vocabulary(&tokenizer, info.vocab_size)?;
                     let label = self.label(&descriptor, &info.dtype);
-                    let resident = Resident::new(model.fingerprint.clone(), label, info, tokenizer, generator);
+                    let resident =
+                        Resident::new(model.fingerprint.clone(), label, info, tokenizer, generator);
                     Ok(Loaded::Generator(Arc::new(resident)))
                 }
             }
@@ -237,7 +314,8 @@ impl Engine {
         }
     }
 
-    fn dtype_of<'a>(&'a self, choice: Choice<'a>) -> &'a str {
+    /// The number format that a caller wants.
+    pub(crate) fn dtype_of<'a>(&'a self, choice: Choice<'a>) -> &'a str {
         match choice.dtype {
             "" | "auto" => &self.dtype,
             dtype => dtype,
@@ -246,6 +324,30 @@ impl Engine {
 
     fn label(&self, descriptor: &Descriptor, dtype: &str) -> String {
         format!("{} {} {dtype} {}", descriptor.name, descriptor.version, self.device)
+    }
+
+    /// As [`Self::select`], of backends with a feature.
+    fn select_for(
+        &self,
+        feature: Option<&str>,
+        wanted: &str,
+        role: cappy_plugin_host::Role,
+        architecture: &str,
+        dtype: &str,
+    ) -> Result<(Arc<dyn Backend>, Descriptor), ExecutionError> {
+        let Some(feature) = feature else { return self.select(wanted, role, architecture, dtype) };
+        let able: Vec<String> = {
+            let registry = self.registry.lock().unwrap_or_else(PoisonError::into_inner);
+            let all = registry.ready().map(|backend| backend.describe());
+            all.filter(|it| it.features.iter().any(|found| found == feature)).map(|it| it.name).collect()
+        };
+        match able.iter().find(|name| wanted.is_empty() || *name == wanted) {
+            Some(name) => self.select(name, role, architecture, dtype),
+            None => Err(ExecutionError::permanent(
+                "unsupported",
+                format!("no backend of this worker is {feature}; start it with the libtorch plugin"),
+            )),
+        }
     }
 
     fn select(
@@ -269,6 +371,26 @@ impl Engine {
         let descriptor = backend.describe();
         Ok((backend, descriptor))
     }
+}
+
+fn options_json(options: &impl serde::Serialize) -> Result<String, ExecutionError> {
+    serde_json::to_string(options)
+        .map_err(|error| ExecutionError::internal(format!("cannot write the options: {error}")))
+}
+
+fn check_vocabulary(tokenizer: &ModelTokenizer, vocab_size: u32) -> Result<(), ExecutionError> {
+    let known = tokenizer.id_limit();
+    if known <= vocab_size {
+        return Ok(());
+    }
+    Err(ExecutionError::permanent(
+        "bad_model",
+        format!(
+            "tokenizer.json has ids up to {}, the model's embedding ends at {vocab_size}: use the tokenizer that belongs \
+             to the model",
+            known - 1
+        ),
+    ))
 }
 
 fn no_model() -> ExecutionError {

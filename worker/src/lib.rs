@@ -8,6 +8,7 @@
 //! Both end in [`compute`], where texts become numbers: [`tokenization`] encodes rows as transformers does,
 //! [`batching`] packs them by token budget, and the backend is called through [`residency`], which keeps loaded models
 //! within a memory budget. A generator that is no model here but a service elsewhere is asked through [`endpoint`].
+//! A shard for several workers is computed by all of them at once, each a rank of a [`group`].
 //! [`models`] finds a model's files ([`registered`] those of a scorer that a job has trained),
 //! [`engine`] says which backend runs them.
 //!
@@ -22,6 +23,7 @@ pub mod coordinator;
 pub mod endpoint;
 pub mod engine;
 pub mod execution;
+pub mod group;
 pub mod inference;
 pub mod models;
 pub mod pace;
@@ -32,6 +34,7 @@ pub mod session;
 pub mod settings;
 pub mod supervisor;
 pub mod tokenization;
+pub mod weights;
 
 pub use config::{
     Backends, Config, DEFAULT_CACHE_BYTES, DEFAULT_CHECKPOINT_INTERVAL, DEFAULT_INTERACTIVE_WAIT,

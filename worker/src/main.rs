@@ -129,6 +129,10 @@ struct WorkerArgs {
     /// `127.0.0.1:8000`, or `*` [default: none]
     #[arg(long, env = "CAPPY_ENDPOINT_HOSTS", value_name = "HOST", value_delimiter = ',')]
     endpoint_hosts: Vec<String>,
+    /// Address by which the other workers of a shard that several compute reach this one [default: the one from which
+    /// this worker reaches the coordinator]
+    #[arg(long, env = "CAPPY_GROUP_HOST", value_name = "ADDRESS")]
+    group_host: Option<String>,
     /// Name of this worker in lists [default: the host's]
     #[arg(long, env = "CAPPY_WORKER_NAME")]
     name: Option<String>,
@@ -247,6 +251,9 @@ fn child_command(program: &Path, worker: &WorkerArgs, device: &str, index: usize
     if let Some(dir) = &worker.cache_dir {
         command.arg("--cache-dir").arg(dir);
     }
+    if let Some(host) = &worker.group_host {
+        command.args(["--group-host", host]);
+    }
     command.args(["--interactive-wait", &worker.interactive_wait.to_string()]);
     if let Some(bytes) = worker.memory_budget {
         command.args(["--memory-budget", &bytes.to_string()]);
@@ -313,6 +320,7 @@ async fn run_device(worker: WorkerArgs, device: String, leashed: bool) -> anyhow
     config.device = device;
     config.dtype = worker.dtype;
     config.slots = worker.slots;
+    config.group_host = worker.group_host;
     config.inference_listen = Some(worker.inference_listen);
     config.cache_bytes = worker.cache_bytes;
     config.queue = worker.queue;

@@ -16,6 +16,7 @@ use crate::{
     registered::{self, Registered},
     residency::Role,
     tokenization::ModelTokenizer,
+    weights,
 };
 
 /// A model directory on this machine.
@@ -37,6 +38,18 @@ pub struct LocalModel {
 }
 
 impl LocalModel {
+    /// Attention heads of a layer; 0: the configuration does not say.
+    pub fn attention_heads(&self) -> u32 {
+        let config: Value = serde_json::from_str(&self.config_json).unwrap_or_default();
+        let heads = ["num_heads", "num_attention_heads"].iter().find_map(|name| config.get(name)?.as_u64());
+        heads.and_then(|heads| u32::try_from(heads).ok()).unwrap_or(0)
+    }
+
+    /// Bytes of its weights in memory in a number format; 0: unknown.
+    pub fn bytes_in(&self, dtype: &str) -> u64 {
+        weights::parameters(&self.dir).unwrap_or(0) * weights::bytes_of(dtype)
+    }
+
     /// Its tokenizer.
     ///
     /// # Errors

@@ -15,7 +15,7 @@ use std::{
 
 use cappy_plugin_abi::{Control, Failure, Generator, ModelInfo, Scorer};
 
-use crate::{execution::ExecutionError, pace::Pace, tokenization::ModelTokenizer};
+use crate::{execution::ExecutionError, group::GroupPlace, pace::Pace, tokenization::ModelTokenizer};
 
 /// How often whoever waits for memory looks again: a model falls idle without a word.
 const WAIT_POLL: Duration = Duration::from_millis(50);
@@ -43,6 +43,9 @@ pub struct ModelKey {
     pub backend: String,
     /// As asked for: `auto`, `f32`, ...
     pub dtype: String,
+    /// Of a slice: the group that holds the model together, and this worker's rank in it. Ranks say at every meeting what
+    /// they still hold, so a slice may leave as any model does: the others then load theirs again.
+    pub group: Option<GroupPlace>,
 }
 
 /// A model in memory, with its tokenizer.
@@ -230,12 +233,13 @@ impl Residency {
         }
     }
 
-    /// A model in memory with this content, role and number format, on `backend` (empty: any).
+    /// A whole model in memory with this content, role and number format, on `backend` (empty: any).
     pub fn find(&self, fingerprint: &str, role: Role, backend: &str, dtype: &str) -> Option<Loaded> {
         let now = self.clock.fetch_add(1, Ordering::Relaxed);
         let mut table = self.table();
         let (_, entry) = table.entries.iter_mut().find(|(key, entry)| {
-            key.fingerprint == fingerprint
+            key.group.is_none()
+                && key.fingerprint == fingerprint
                 && key.role == role
                 && key.dtype == dtype
                 && (backend.is_empty() || key.backend == backend)
@@ -243,6 +247,25 @@ impl Residency {
         })?;
         entry.used = now;
         entry.cell.try_lock().ok()?.clone()
+    }
+
+    /// The slice of a generator in memory, and its place in its group.
+    pub fn find_slice(&self, fingerprint: &str, backend: &str, dtype: &str) -> Option<(GroupPlace, Loaded)> {
+        let now = self.clock.fetch_add(1, Ordering::Relaxed);
+        let mut table = self.table();
+        table.entries.iter_mut().find_map(|(key, entry)| {
+            let place = key.group.clone()?;
+            let same = key.fingerprint == fingerprint && key.backend == backend && key.dtype == dtype;
+            let loaded = entry.cell.try_lock().ok().filter(|_| same)?.clone()?;
+            entry.used = now;
+            Some((place, loaded))
+        })
+    }
+
+    /// Forgets every slice: its group is no more, or is about to be.
+    pub fn forget_slices(&self) {
+        self.table().entries.retain(|key, _| key.group.is_none());
+        self.freed.notify_all();
     }
 
     /// Fingerprints of the models in memory, sorted.
@@ -383,7 +406,22 @@ mod tests {
 
     fn key(name: &str) -> ModelKey {
         let [fingerprint, backend, dtype] = [name, "echo", "auto"].map(str::to_owned);
-        ModelKey { fingerprint, role: Role::Scorer, backend, dtype }
+        ModelKey { fingerprint, role: Role::Scorer, backend, dtype, group: None }
+    }
+
+    #[test]
+    fn a_slice_is_no_whole_model_and_is_forgotten_with_its_group() {
+        let residency = Residency::new(100);
+        let place = GroupPlace { id: "g".into(), rank: 1 };
+        let slice = ModelKey { group: Some(place.clone()), ..key("a") };
+        residency.get_or_load(&slice, 40, || Ok::<_, LoadError>(model(40))).unwrap();
+        assert!(residency.find("a", Role::Scorer, "", "auto").is_none());
+        assert_eq!(residency.find_slice("a", "echo", "auto").map(|(place, _)| place), Some(place));
+        assert!(residency.find_slice("b", "echo", "auto").is_none());
+        residency.get_or_load(&key("a"), 40, || Ok::<_, LoadError>(model(40))).unwrap();
+        residency.forget_slices();
+        assert!(residency.find_slice("a", "echo", "auto").is_none());
+        assert!(residency.find("a", Role::Scorer, "", "auto").is_some());
     }
 
     #[test]

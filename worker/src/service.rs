@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     artifacts::ArtifactCache,
     checkpoint::CheckpointStore,
-    config::{Backends, Config, machine_memory},
+    config::{Backends, Config},
     coordinator::Access,
     endpoint::Endpoints,
     engine::{Engine, RecentNames},
@@ -157,9 +157,10 @@ pub async fn start(config: Config, stop: CancellationToken) -> Result<Handle, St
             inference_url: inference_addr
                 .map(|address| advertised(address, &config.name))
                 .unwrap_or_default(),
-            memory_bytes: machine_memory(),
+            memory_bytes: config.memory_bytes,
         };
-        SessionConfig { coordinator, hello, engine, cache, scratch }
+        let group_host = config.group_host.clone();
+        SessionConfig { coordinator, hello, engine, cache, scratch, group_host }
     });
     let running = {
         let drain = drain.clone();
@@ -191,6 +192,9 @@ fn open_backends(config: &Config) -> Result<Registry, StartError> {
     match &config.backends {
         Backends::Builtin(backends) => {
             backends.iter().for_each(|backend| registry.add_ready(Arc::clone(backend)));
+            if let Some(dir) = &config.plugin_path {
+                registry.discover(dir)?;
+            }
         }
         Backends::PluginPath(dir) => registry.discover(dir)?,
     }

@@ -12,6 +12,8 @@ const MAX_PRIORITY: i32 = 100;
 const MAX_CANDIDATES: u64 = 1000;
 /// Most beams of one search.
 const MAX_BEAMS: u32 = 256;
+/// Most workers that compute a shard together.
+const MAX_RANKS: u32 = 64;
 /// Dtypes that a spec may ask for.
 const DTYPES: [&str; 5] = ["", "auto", "f32", "bf16", "int8"];
 
@@ -66,6 +68,29 @@ impl Check {
     pub(super) fn dtype(&mut self, dtype: &str) {
         let reason = format!("`{}` is not one of auto, f32, bf16, int8", shown(dtype));
         self.that(DTYPES.contains(&dtype), "dtype", &reason);
+    }
+
+    /// Workers that hold a generator together.
+    pub(super) fn model_shards(&mut self, shards: u32, backend: &str, endpoint: Option<&v1::Endpoint>) {
+        self.ranks("model_shards", shards, backend);
+        let endless = shards <= 1 || endpoint.is_none();
+        self.that(endless, "model_shards", "a model behind an endpoint cannot be split; leave it unset");
+    }
+
+    /// Workers that train together.
+    pub(super) fn data_parallel(&mut self, ranks: u32, backend: &str, tuning: Option<&v1::FineTuning>) {
+        self.ranks("data_parallel", ranks, backend);
+        let rows = tuning.map_or(0, |tuning| tuning.batch_size);
+        let reason = format!(
+            "a micro-batch of {rows} rows cannot be shared by {ranks} workers; raise fine_tuning.batch_size"
+        );
+        self.that(ranks <= 1 || rows == 0 || ranks <= rows, "data_parallel", &reason);
+    }
+
+    fn ranks(&mut self, field: &str, ranks: u32, backend: &str) {
+        self.that(ranks <= MAX_RANKS, field, "at most 64 workers compute together");
+        let alone = "the candle backend runs on one device; use libtorch, or leave this unset";
+        self.that(ranks <= 1 || backend != "candle", field, alone);
     }
 
     /// A generator, by name or behind an endpoint.
@@ -276,6 +301,28 @@ mod tests {
                 "fine_tuning.learning_rate"
             ]
         );
+    }
+
+    #[test]
+    fn groups_are_checked_against_what_they_share() {
+        let adapt = |data_parallel, backend: &str, batch_size| {
+            let fine_tuning = Some(v1::FineTuning { batch_size, ..Default::default() });
+            let spec =
+                v1::AdaptSpec { data_parallel, backend: backend.into(), fine_tuning, ..Default::default() };
+            let told = fields(Kind::Adapt(spec));
+            told.iter().filter(|field| field.ends_with("data_parallel")).count()
+        };
+        assert_eq!(
+            [adapt(0, "candle", 8), adapt(1, "candle", 8), adapt(8, "", 8), adapt(2, "libtorch", 8)],
+            [0; 4]
+        );
+        assert_eq!([adapt(2, "candle", 8), adapt(9, "", 8), adapt(65, "", 128)], [1; 3]);
+        let generate = |model_shards, endpoint: bool| {
+            let endpoint = endpoint.then(v1::Endpoint::default);
+            let spec = v1::GenerateSpec { model_shards, endpoint, ..Default::default() };
+            fields(Kind::Generate(spec)).iter().any(|field| field.ends_with("model_shards"))
+        };
+        assert_eq!([generate(1, true), generate(2, true), generate(2, false)], [false, true, false]);
     }
 
     #[test]

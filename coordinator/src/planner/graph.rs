@@ -30,9 +30,12 @@ pub(super) trait Work {
 }
 
 /// An opening stage: its shards, and its fingerprint unless it must always run.
+#[derive(Default)]
 pub(super) struct Opening {
     pub(super) fingerprint: Option<String>,
     pub(super) shards: Vec<NewShard>,
+    /// For people: why it runs as it does.
+    pub(super) message: String,
 }
 
 /// The stage cannot be opened, although all that it needs is complete.
@@ -133,9 +136,19 @@ impl Graph {
     }
 }
 
-/// What the stages before have produced.
+/// What connected workers have room for: bytes that models may take on the largest of them. 0: unknown.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct DeviceMemory {
+    /// Of those that have the job's backend.
+    pub(crate) largest: u64,
+    /// Of those that can hold a slice of a model.
+    pub(crate) largest_of_ranks: u64,
+}
+
+/// What the stages before have produced, and what there is to run the next ones on.
 pub(super) struct Outputs<'a> {
     pub(super) stages: &'a [StageRow],
+    pub(super) memory: DeviceMemory,
 }
 
 impl<'a> Outputs<'a> {

@@ -19,7 +19,7 @@ use cappy_proto::v1;
 use prost::Message as _;
 
 pub(crate) use check::{Violation, check};
-pub(crate) use graph::{Graph, Registry};
+pub(crate) use graph::{DeviceMemory, Graph, Registry};
 pub(crate) use kinds::{kind_of, kind_of_mut};
 pub(crate) use next::next_steps;
 pub(crate) use progress::{ClusterFacts, RunningLease, progress};
@@ -37,6 +37,12 @@ pub(crate) fn graph_of(record: &JobRecord) -> Option<Graph> {
     let spec = spec_of(record)?;
     let graph = kind_of(&spec)?.graph(Registry(&record.models));
     graph.is_of(&record.stages).then_some(graph)
+}
+
+/// The backend that a stored job asks for; empty: any.
+pub(crate) fn backend_of(record: &JobRecord) -> String {
+    let spec = spec_of(record);
+    spec.as_ref().and_then(kind_of).map(|kind| kind.run().0.to_owned()).unwrap_or_default()
 }
 
 /// The artifacts that a spec reads, with their fields.

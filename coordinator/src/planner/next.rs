@@ -1,6 +1,6 @@
 //! What happens to a job next, given its stages.
 
-use super::graph::{Graph, Outputs};
+use super::graph::{DeviceMemory, Graph, Outputs};
 use crate::store::{JobRecord, JobState, StageRow, StageState, Step};
 
 /// The steps that the stages' states call for; empty when there is nothing to do but wait.
@@ -9,7 +9,10 @@ use crate::store::{JobRecord, JobState, StageRow, StageState, Step};
 /// will; one that is made of whatever there is (the report) waits until everything has ended. The job ends when every
 /// stage has: `succeeded` when all have outputs and no row was set aside, `partial` when at least one delivers, else
 /// `failed`.
-pub(crate) fn next_steps(graph: &Graph, record: &JobRecord) -> Vec<Step> {
+///
+/// `memory`, what the connected workers have room for, decides over how many of them a model is split; once a stage is
+/// open its shards say so.
+pub(crate) fn next_steps(graph: &Graph, record: &JobRecord, memory: DeviceMemory) -> Vec<Step> {
     let stages = &record.stages;
     let mut states: Vec<StageState> = stages.iter().map(|stage| stage.state).collect();
     let mut steps = Vec::new();
@@ -38,11 +41,12 @@ pub(crate) fn next_steps(graph: &Graph, record: &JobRecord) -> Vec<Step> {
             states[index] = StageState::Skipped;
             steps.push(Step::Skip { stage: stage.index, message });
         } else if open {
-            match node.work.open(&Outputs { stages }) {
+            match node.work.open(&Outputs { stages, memory }) {
                 Ok(opening) => steps.push(Step::Open {
                     stage: stage.index,
                     fingerprint: opening.fingerprint,
                     shards: opening.shards,
+                    message: opening.message,
                 }),
                 Err(error) => {
                     states[index] = StageState::Failed;
@@ -120,6 +124,11 @@ mod tests {
         store::{JobRow, ModelRecord, NamedOutput, NewShard, ResolvedModel, RowRange, SetAside, ShardOutput},
     };
 
+    /// On workers that say nothing of their memory.
+    fn next_steps(graph: &Graph, record: &JobRecord) -> Vec<Step> {
+        super::next_steps(graph, record, DeviceMemory::default())
+    }
+
     fn artifact(id: &str) -> Option<v1::Artifact> {
         Some(v1::Artifact { id: id.into(), size_bytes: 1 })
     }
@@ -167,6 +176,7 @@ mod tests {
             stages: stages.to_vec(),
             failures: Vec::new(),
             models: Vec::new(),
+            pending_gang: None,
         }
     }
 
@@ -202,7 +212,7 @@ mod tests {
         let resolved = ["cappy", "gen"].map(|name| ResolvedModel {
             name: name.into(),
             fingerprint: format!("fp-{name}"),
-            architecture: String::new(),
+            ..Default::default()
         });
         let names: &[&str] = match stage.kind.as_str() {
             "train" => &["model.safetensors", "training.json"],

@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 
-use crate::store::{JobState, StageRow, StageState};
+use crate::store::{Gang, GangKind, JobState, StageRow, StageState};
 
 /// Relative cost of a unit where nothing is measured yet. Ratios only: generating a row (17 candidates) is 1, an
 /// update is 128 pairs forward and backward, a scored row 17 pairs forward.
@@ -44,6 +44,12 @@ pub(crate) struct ClusterFacts {
     pub(crate) capable: u32,
     /// Slots of the capable ones.
     pub(crate) slots: u32,
+    /// Those that can train with others.
+    pub(crate) data_parallel: u32,
+    /// Those that can hold a slice of a model.
+    pub(crate) tensor_parallel: u32,
+    /// What the job's next shard for several workers asks for.
+    pub(crate) waits_for: Option<Gang>,
 }
 
 /// A job's progress.
@@ -170,8 +176,30 @@ fn activity(
                 cluster.workers
             )
         }
-        _ => "waiting for a free worker".into(),
+        _ => match cluster.waits_for {
+            Some(gang) => waiting_for(gang, &cluster),
+            None => "waiting for a free worker".into(),
+        },
     }
+}
+
+/// What a shard for several workers still needs.
+fn waiting_for(gang: Gang, cluster: &ClusterFacts) -> String {
+    let Gang { kind, ranks } = gang;
+    let here = match kind {
+        GangKind::Data => cluster.data_parallel,
+        GangKind::Tensor => cluster.tensor_parallel,
+    };
+    let feature = kind.feature();
+    if here >= ranks {
+        return format!("waits for {ranks} free workers with {feature}");
+    }
+    let (are, start) =
+        (if here == 1 { "is" } else { "are" }, if ranks - here == 1 { "another" } else { "more" });
+    format!(
+        "waits for {ranks} workers with {feature}; {here} {are} here: start {start} with --plugin-path DIR, where \
+         libcappy_plugin_libtorch is"
+    )
 }
 
 fn that_can(backend: &str) -> String {
@@ -227,7 +255,7 @@ mod tests {
             stage(1, "train", StageState::Running, 0, 10, 0.0),
             stage(2, "score", StageState::Waiting, 0, 50, 0.0),
         ];
-        let facts = ClusterFacts { workers: 1, capable: 1, slots: 1 };
+        let facts = ClusterFacts { workers: 1, capable: 1, slots: 1, ..Default::default() };
         let lease = |done, seconds| RunningLease {
             stage: 1,
             units: 10,
@@ -253,7 +281,14 @@ mod tests {
     fn a_job_that_waits_says_for_what() {
         let stages = [stage(0, "generate", StageState::Running, 0, 100, 0.0)];
         let line = |state, backend, workers, capable| {
-            progress(state, &stages, &[], backend, ClusterFacts { workers, capable, slots: capable }).activity
+            progress(
+                state,
+                &stages,
+                &[],
+                backend,
+                ClusterFacts { workers, capable, slots: capable, ..Default::default() },
+            )
+            .activity
         };
         assert_eq!(line(JobState::Queued, "", 0, 0), "waiting for a worker");
         assert_eq!(
@@ -266,6 +301,27 @@ mod tests {
         );
         assert_eq!(line(JobState::Running, "", 1, 1), "waiting for a free worker");
         assert_eq!(line(JobState::Paused, "", 1, 1), "paused");
+        let gang = |kind, ranks, here| {
+            let waits_for = Some(Gang { kind, ranks });
+            let facts = ClusterFacts {
+                workers: 3,
+                capable: 3,
+                tensor_parallel: here,
+                waits_for,
+                ..Default::default()
+            };
+            progress(JobState::Running, &stages, &[], "", facts).activity
+        };
+        assert_eq!(
+            gang(GangKind::Tensor, 2, 1),
+            "waits for 2 workers with tensor-parallel; 1 is here: start another with --plugin-path DIR, where \
+             libcappy_plugin_libtorch is"
+        );
+        assert!(
+            gang(GangKind::Data, 4, 2)
+                .starts_with("waits for 4 workers with data-parallel; 0 are here: start more")
+        );
+        assert_eq!(gang(GangKind::Tensor, 2, 2), "waits for 2 free workers with tensor-parallel");
         let unknown = progress(JobState::Queued, &stages, &[], "", ClusterFacts::default());
         assert_eq!((unknown.fraction, unknown.eta_seconds), (0.0, None));
     }

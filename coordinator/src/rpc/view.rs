@@ -49,7 +49,8 @@ pub(super) fn job(context: &Context, record: &JobRecord) -> v1::Job {
     let kind = spec.as_ref().and_then(planner::kind_of);
     let backend = kind.map(|kind| kind.run().0).unwrap_or_default();
     let running = context.cluster.running(&record.row.id);
-    let facts = context.cluster.facts(backend);
+    let waits_for = record.pending_gang;
+    let facts = planner::ClusterFacts { waits_for, ..context.cluster.facts(backend) };
     let progress = planner::progress(record.row.state, &record.stages, &running, backend, facts);
     let stages: Vec<v1::Stage> = record
         .stages

@@ -11,7 +11,9 @@ use super::status::bad_field;
 use crate::{
     context::Context,
     metrics::add,
-    store::{AttemptFailure, FailureClass, LeaseKey, NamedOutput, ResolvedModel, ShardOutput},
+    rendezvous::{Introduction, Refusal},
+    scheduler::LOST_RANK,
+    store::{AttemptFailure, FailureClass, GangMember, LeaseKey, NamedOutput, ResolvedModel, ShardOutput},
 };
 
 /// Time to say hello after the session was opened.
@@ -93,6 +95,9 @@ impl v1::worker_service_server::WorkerService for Workers {
                 name: model.name,
                 fingerprint: model.fingerprint,
                 architecture: model.architecture,
+                weight_bytes: model.weight_bytes,
+                dtype: model.dtype,
+                attention_heads: model.attention_heads,
             })
             .collect();
         let truncated_rows = request.stats.map(|stats| stats.truncated_rows);
@@ -102,7 +107,7 @@ impl v1::worker_service_server::WorkerService for Workers {
         if completed.newly_committed {
             add(&self.context.metrics.shards_committed, 1);
         }
-        self.context.tell_revoked(&completed.revoked, "another worker was faster");
+        self.context.tell_revoked(&completed.revoked, "another worker has committed the shard");
         if completed.stage_ended {
             self.context.job_changed(&completed.job);
         } else {
@@ -134,9 +139,52 @@ impl v1::worker_service_server::WorkerService for Workers {
         let outcome = self.context.store.fail(&key, failure, &self.context.config.retry()).await?;
         add(&self.context.metrics.attempts_failed, 1);
         self.context.cluster.end_lease(&key.lease, &[]);
-        self.context.follow_up(&outcome, "the stage failed");
+        self.context.follow_up(&outcome, LOST_RANK);
         self.context.scheduler.wake();
         Ok(Response::new(v1::FailShardResponse {}))
+    }
+
+    async fn join_group(
+        &self,
+        request: Request<v1::JoinGroupRequest>,
+    ) -> Result<Response<v1::JoinGroupResponse>, Status> {
+        let request = request.into_inner();
+        let key = key(&request.lease_id, request.fencing_token, &request.shard_id)?;
+        let gang = self.context.store.gang(&key).await?;
+        let Some(own) = gang.iter().find(|member| member.lease == key.lease) else {
+            return Err(Status::failed_precondition("the lease is of a shard for one worker"));
+        };
+        let cluster = &self.context.cluster;
+        let introduction = Introduction {
+            worker: cluster.name_of(&own.worker),
+            address: request.address,
+            model_fingerprint: request.model_fingerprint,
+            backend: request.backend,
+            checkpoint_updates: request.checkpoint_updates,
+            checkpoint_state: request.checkpoint_state,
+            resident_group: request.resident_group,
+            resident_rank: request.resident_rank,
+        };
+        let name = |member: &GangMember| cluster.name_of(&member.worker);
+        let timeout = self.context.config.group_timeout;
+        let joining = self.context.rendezvous.join(&gang, &key.lease, introduction, timeout, name);
+        let answer = tokio::select! {
+            answer = joining => answer,
+            () = self.context.shutdown.cancelled() => return Err(Status::unavailable("the coordinator is ending")),
+        };
+        let answer = answer.map_err(|refusal| match refusal {
+            Refusal::Differ { .. } => Status::failed_precondition(refusal.to_string()),
+            Refusal::Missing { .. } => Status::deadline_exceeded(refusal.to_string()),
+        })?;
+        Ok(Response::new(v1::JoinGroupResponse {
+            rank: answer.rank,
+            world: answer.world,
+            rendezvous: answer.rendezvous,
+            checkpoint_updates: answer.checkpoint_updates,
+            checkpoint_state: answer.checkpoint_state,
+            group_id: answer.group_id,
+            resident: answer.resident,
+        }))
     }
 }
 

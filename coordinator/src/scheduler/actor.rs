@@ -20,7 +20,10 @@ use crate::{
     local::{LocalError, LocalTask},
     metrics::add,
     planner,
-    store::{AttemptFailure, FailureClass, Granted, LeaseKey, PendingShard, StageOutputs, Step, StoreError},
+    store::{
+        AttemptFailure, FailureClass, Gang, GangKind, Granted, LeaseKey, PendingShard, StageOutputs, Step,
+        StoreError,
+    },
 };
 
 /// Pending shards of a job that one round looks at.
@@ -28,6 +31,8 @@ const LOOKAHEAD: u32 = 64;
 /// How often every job that has not ended is planned anew, whether or not anything was said about it: another
 /// coordinator may have committed its shards.
 const REPLAN_INTERVAL: Duration = Duration::from_secs(10);
+/// What a lease hears that ends with another.
+pub(crate) const LOST_RANK: &str = "the stage failed, or another worker that computed it too was lost";
 /// Time that pure stages get to finish at shutdown; one that does not is leased again later.
 const LOCAL_GRACE: Duration = Duration::from_secs(5);
 
@@ -140,7 +145,11 @@ impl Scheduler {
                 return Ok(());
             }
             let steps = match planner::graph_of(&record) {
-                Some(graph) => planner::next_steps(&graph, &record),
+                Some(graph) => planner::next_steps(
+                    &graph,
+                    &record,
+                    self.context.cluster.memory(&planner::backend_of(&record)),
+                ),
                 None => vec![Step::Finish {
                     state: crate::store::JobState::Failed,
                     message: "the job was written by another version of the coordinator".into(),
@@ -187,19 +196,25 @@ impl Scheduler {
 
     async fn grant(&mut self) -> Result<(), StoreError> {
         let mut offers = self.context.cluster.offers();
-        if offers.is_empty() && self.local_slots.available_permits() == 0 {
+        let free = offers.iter().any(|offer| offer.free_slots > 0);
+        if !free && self.local_slots.available_permits() == 0 {
             return Ok(());
         }
         let jobs = self.context.store.pending(LOOKAHEAD).await?;
         let ttl = self.context.config.lease_ttl;
         for pair in place(&jobs, &mut offers) {
-            let Some(granted) = self.context.store.lease(&pair.shard, &pair.worker, ttl).await? else {
+            let Some(granted) = self.context.store.lease_gang(&pair.shard, &pair.workers, ttl).await? else {
                 continue;
             };
-            add(&self.context.metrics.leases_granted, 1);
+            add(&self.context.metrics.leases_granted, granted.len() as u64);
             let shard = jobs.iter().flat_map(|job| &job.shards).find(|shard| shard.id == pair.shard);
-            self.send(&pair.worker, &granted, shard).await?;
-            self.context.changes.notify(&granted.job);
+            for (worker, granted) in pair.workers.iter().zip(&granted) {
+                // Where one of a gang is gone already, the leases of the others have ended with its own.
+                if !self.send(worker, granted, shard).await? {
+                    break;
+                }
+            }
+            granted.iter().take(1).for_each(|granted| self.context.changes.notify(&granted.job));
         }
         if offers.iter().any(|offer| offer.free_slots > 0) {
             self.speculate(&mut offers).await?;
@@ -225,31 +240,35 @@ impl Scheduler {
         let stragglers = self.context.store.stragglers().await?;
         for pair in speculate(&stragglers, offers, self.context.config.speculate_after) {
             let ttl = self.context.config.lease_ttl;
-            let Some(granted) = self.context.store.lease_again(&pair.shard, &pair.worker, ttl).await? else {
+            let Some(worker) = pair.workers.first() else { continue };
+            let Some(granted) = self.context.store.lease_again(&pair.shard, worker, ttl).await? else {
                 continue;
             };
             add(&self.context.metrics.leases_granted, 1);
             add(&self.context.metrics.leases_speculative, 1);
             let shard =
                 stragglers.iter().map(|straggler| &straggler.shard).find(|shard| shard.id == pair.shard);
-            self.send(&pair.worker, &granted, shard).await?;
+            self.send(worker, &granted, shard).await?;
             self.context.changes.notify(&granted.job);
         }
         Ok(())
     }
 
+    /// Sends a lease to its worker. False: it could not, and the attempt has ended.
     async fn send(
         &self,
         worker: &WorkerId,
         granted: &Granted,
         shard: Option<&PendingShard>,
-    ) -> Result<(), StoreError> {
+    ) -> Result<bool, StoreError> {
         let failure = match v1::ShardTask::decode(granted.task.as_slice()) {
             Ok(task) => {
                 let task = planner::with_rows(task, granted.rows);
                 let inputs = shard.map(|shard| shard.requirements.inputs.as_slice()).unwrap_or_default();
-                if self.context.cluster.send_lease(worker, granted, task, inputs) {
-                    return Ok(());
+                let gang = shard.and_then(|shard| shard.requirements.gang);
+                let gang = gang.map(|gang| gang_message(gang, self.context.config.exchange_timeout));
+                if self.context.cluster.send_lease(worker, granted, task, inputs, gang) {
+                    return Ok(true);
                 }
                 AttemptFailure {
                     class: FailureClass::Infrastructure,
@@ -264,8 +283,20 @@ impl Scheduler {
             },
         };
         let outcome = self.context.store.fail(&key(granted), failure, &self.context.config.retry()).await?;
-        self.context.follow_up(&outcome, "the stage failed");
-        Ok(())
+        self.context.follow_up(&outcome, LOST_RANK);
+        Ok(false)
+    }
+}
+
+fn gang_message(gang: Gang, exchange_timeout: Duration) -> v1::Gang {
+    let kind = match gang.kind {
+        GangKind::Data => v1::GangKind::Data,
+        GangKind::Tensor => v1::GangKind::Tensor,
+    };
+    v1::Gang {
+        kind: kind.into(),
+        world: gang.ranks,
+        exchange_timeout_ms: u32::try_from(exchange_timeout.as_millis()).unwrap_or(u32::MAX),
     }
 }
 

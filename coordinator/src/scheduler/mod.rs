@@ -7,10 +7,11 @@
 //! that the store does not: a restarted scheduler goes on where the last one was.
 
 mod actor;
+mod gang;
 mod lease;
 mod placement;
 
-pub(crate) use actor::{Scheduler, SchedulerHandle};
+pub(crate) use actor::{LOST_RANK, Scheduler, SchedulerHandle};
 pub(crate) use lease::{
     Failures, MAX_ATTEMPTS, MAX_INTERRUPTIONS, RETRY_BACKOFF, RetryPolicy, Verdict, after_failure,
     after_split, is_about_rows,

@@ -1,9 +1,12 @@
 //! Which shard goes to which worker.
 //!
 //! The problem: free slots are few, pending shards many. A job of higher priority goes first; jobs of one priority share
-//! the slots evenly, an older job first where they are even; within a job, shards go in stage order. Among the workers that can run a shard, the one that has its models
-//! in memory is best, then the one that has most of its inputs, then the one with most free slots. A worker on which
-//! the shard just failed is taken only if there is no other.
+//! the slots evenly, an older job first where they are even; within a job, shards go in stage order. Among the workers
+//! that can run a shard, the one that has its models in memory is best, then the one that has most of its inputs, then
+//! the one with most free slots. A worker on which the shard just failed is taken only if there is no other.
+//!
+//! A shard for several ranks gets all of its workers at once, or none. While some are missing, the free slots of those
+//! that it will have are kept for it (`gang.rs`), so that it does not starve beside small shards.
 
 use std::{
     cmp::Reverse,
@@ -13,7 +16,8 @@ use std::{
 
 use cappy_proto::{ShardId, WorkerId};
 
-use crate::store::{PendingJob, PendingShard, Straggler};
+use super::gang::{self, Gathered};
+use crate::store::{GangKind, PendingJob, PendingShard, Straggler};
 
 /// A shard that is not done after this may be tried by a second worker.
 pub(crate) const SPECULATE_AFTER: Duration = Duration::from_secs(30);
@@ -26,6 +30,13 @@ pub(crate) struct Offer {
     pub(crate) worker: WorkerId,
     pub(crate) free_slots: u32,
     pub(crate) backends: BTreeSet<String>,
+    /// What its backends can do as a rank of a group.
+    pub(crate) groups: BTreeSet<(String, GangKind)>,
+    /// It computes with others already, or is promised to; it can do so once at a time, since what ranks exchange must
+    /// come in the same order on all of them.
+    pub(crate) in_gang: bool,
+    /// Bytes that models may take on it; 0: unknown.
+    pub(crate) memory_bytes: u64,
     /// Fingerprints of models in memory.
     pub(crate) resident: HashSet<String>,
     /// Artifacts that it has read or made.
@@ -35,7 +46,12 @@ pub(crate) struct Offer {
 impl Offer {
     fn can_run(&self, shard: &PendingShard) -> bool {
         let backend = &shard.requirements.backend;
-        backend.is_empty() || self.backends.contains(backend)
+        (backend.is_empty() || self.backends.contains(backend)) && self.holds(shard)
+    }
+
+    /// Whether the shard's models fit, as far as either is known.
+    pub(super) fn holds(&self, shard: &PendingShard) -> bool {
+        self.memory_bytes == 0 || shard.requirements.memory_bytes <= self.memory_bytes
     }
 }
 
@@ -43,40 +59,81 @@ impl Offer {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Candidate {
     pub(crate) shard: ShardId,
-    pub(crate) worker: WorkerId,
+    /// One, or as many as the shard has ranks.
+    pub(crate) workers: Vec<WorkerId>,
 }
 
-/// Pairs pending shards with free slots, and takes the slots. `jobs` are oldest first; shards that run on the coordinator
-/// are not looked at.
+/// Pairs pending shards with free slots, and takes the slots, also those that are kept. `jobs` are oldest first; shards
+/// that run on the coordinator are not looked at. `offers` are of all workers: those without a free slot count where a
+/// gang must wait.
 pub(crate) fn place(jobs: &[PendingJob], offers: &mut [Offer]) -> Vec<Candidate> {
     struct Queue<'a> {
-        /// What goes first is least.
-        rank: (Reverse<i32>, u32, i64),
+        priority: Reverse<i32>,
+        /// Slots that the job has.
+        slots: u32,
+        order: i64,
+        /// Popped from the end.
         shards: Vec<&'a PendingShard>,
+    }
+    impl Queue<'_> {
+        /// What goes first is least. Where jobs are even, one that needs several slots at once goes first: otherwise the
+        /// others would take each slot that becomes free for it.
+        fn rank(&self) -> (Reverse<i32>, u32, bool, i64) {
+            let gang = self.shards.last().is_some_and(|shard| shard.requirements.gang.is_some());
+            (self.priority, self.slots, !gang, self.order)
+        }
     }
     let mut queues: Vec<Queue<'_>> = jobs
         .iter()
         .map(|job| Queue {
-            rank: (Reverse(job.priority), job.leased, job.job),
-            // Popped from the end.
+            priority: Reverse(job.priority),
+            slots: job.leased,
+            order: job.job,
             shards: job.shards.iter().filter(|shard| !shard.requirements.local).rev().collect(),
         })
         .collect();
     let mut placed = Vec::new();
     while offers.iter().any(|offer| offer.free_slots > 0) {
-        let next = queues.iter_mut().filter(|queue| !queue.shards.is_empty()).min_by_key(|queue| queue.rank);
+        let next =
+            queues.iter_mut().filter(|queue| !queue.shards.is_empty()).min_by_key(|queue| queue.rank());
         let Some(queue) = next else { break };
         let shard = queue.shards.pop().expect("the queue is not empty");
-        let best = offers
-            .iter_mut()
-            .filter(|offer| offer.free_slots > 0 && offer.can_run(shard))
-            .max_by(|a, b| preference(a, shard).cmp(&preference(b, shard)));
-        let Some(offer) = best else { continue };
-        offer.free_slots -= 1;
-        queue.rank.1 += 1;
-        placed.push(Candidate { shard: shard.id.clone(), worker: offer.worker.clone() });
+        let chosen = match shard.requirements.gang {
+            None => best(offers, shard, |_| true).into_iter().collect(),
+            Some(wanted) => match gang::gather(shard, wanted, offers) {
+                Gathered::Now(chosen) => chosen,
+                Gathered::Later(kept) => {
+                    for place in kept {
+                        offers[place].free_slots = offers[place].free_slots.saturating_sub(1);
+                        offers[place].in_gang = true;
+                    }
+                    continue;
+                }
+                Gathered::Nobody => continue,
+            },
+        };
+        if chosen.is_empty() {
+            continue;
+        }
+        let mut workers = Vec::with_capacity(chosen.len());
+        for place in chosen {
+            let offer = &mut offers[place];
+            offer.free_slots -= 1;
+            offer.in_gang |= shard.requirements.gang.is_some();
+            queue.slots += 1;
+            workers.push(offer.worker.clone());
+        }
+        placed.push(Candidate { shard: shard.id.clone(), workers });
     }
     placed
+}
+
+/// The place of the best free worker for a shard of one rank, among those that `may` have it.
+fn best(offers: &[Offer], shard: &PendingShard, may: impl Fn(&Offer) -> bool) -> Option<usize> {
+    let able = offers.iter().enumerate().filter(|(_, offer)| offer.free_slots > 0 && offer.can_run(shard));
+    able.filter(|(_, offer)| may(offer))
+        .max_by(|(_, a), (_, b)| preference(a, shard).cmp(&preference(b, shard)))
+        .map(|(place, _)| place)
 }
 
 /// Pairs lagging shards with slots that nothing else wants: a shard that has taken `SLOWNESS` times what the others of its
@@ -89,21 +146,18 @@ pub(crate) fn speculate(stragglers: &[Straggler], offers: &mut [Offer], floor: D
         if !late || shard.requirements.endpoint {
             continue;
         }
-        let best = offers
-            .iter_mut()
-            .filter(|offer| offer.free_slots > 0 && offer.can_run(shard))
-            .filter(|offer| shard.last_worker.as_ref() != Some(&offer.worker))
-            .max_by(|a, b| preference(a, shard).cmp(&preference(b, shard)));
-        if let Some(offer) = best {
-            offer.free_slots -= 1;
-            pairs.push(Candidate { shard: shard.id.clone(), worker: offer.worker.clone() });
+        let other = |offer: &Offer| shard.last_worker.as_ref() != Some(&offer.worker);
+        if let Some(place) = best(offers, shard, other) {
+            offers[place].free_slots -= 1;
+            let workers = vec![offers[place].worker.clone()];
+            pairs.push(Candidate { shard: shard.id.clone(), workers });
         }
     }
     pairs
 }
 
 /// Greater is better; the id makes the choice the same each time.
-fn preference<'a>(
+pub(super) fn preference<'a>(
     offer: &'a Offer,
     shard: &PendingShard,
 ) -> (bool, usize, usize, u32, Reverse<&'a WorkerId>) {
@@ -141,6 +195,9 @@ mod tests {
             worker: WorkerId::generate(),
             free_slots,
             backends: ["candle".to_owned()].into(),
+            groups: BTreeSet::new(),
+            in_gang: false,
+            memory_bytes: 0,
             resident: HashSet::new(),
             artifacts: HashSet::new(),
         }
@@ -169,7 +226,8 @@ mod tests {
         has_model.resident = ["m".to_owned()].into();
         let jobs = [job(1, 0, vec![shard(wants.clone()), shard(wants.clone()), shard(wants)])];
         let mut offers = [idle.clone(), has_inputs.clone(), has_model.clone()];
-        let workers: Vec<WorkerId> = place(&jobs, &mut offers).into_iter().map(|pair| pair.worker).collect();
+        let workers: Vec<WorkerId> =
+            place(&jobs, &mut offers).into_iter().flat_map(|pair| pair.workers).collect();
         assert_eq!(workers, [has_model.worker, has_inputs.worker.clone(), has_inputs.worker]);
     }
 
@@ -188,8 +246,8 @@ mod tests {
         failed.last_worker = Some(first.worker.clone());
         let jobs = [job(1, 0, vec![failed])];
         let placed = place(&jobs, &mut [first.clone(), second.clone()]);
-        assert_eq!(placed[0].worker, second.worker);
-        assert_eq!(place(&jobs, &mut [first.clone()])[0].worker, first.worker);
+        assert_eq!(placed[0].workers, [second.worker]);
+        assert_eq!(place(&jobs, &mut [first.clone()])[0].workers, [first.worker]);
     }
 
     #[test]
@@ -210,7 +268,10 @@ mod tests {
             [late.clone(), straggler(60, 40, false), straggler(20, 1, false), straggler(60, 1, true)];
         let mut offers = [offer(2), Offer { worker: holder.clone(), ..offer(4) }];
         let pairs = speculate(&shards, &mut offers, floor);
-        assert_eq!(pairs, [Candidate { shard: late.shard.id.clone(), worker: offers[0].worker.clone() }]);
+        assert_eq!(
+            pairs,
+            [Candidate { shard: late.shard.id.clone(), workers: vec![offers[0].worker.clone()] }]
+        );
         assert_eq!(offers[0].free_slots, 1);
         assert_eq!(speculate(&shards, &mut offers[1..], floor), [], "not by the one that lags");
     }
@@ -266,7 +327,7 @@ mod tests {
                 // Whoever was passed over: nobody less urgent got a slot that could have run it.
                 for pair in &placed {
                     let got = jobs.iter().find(|job| job.shards.iter().any(|shard| shard.id == pair.shard)).unwrap();
-                    let offer = offers.iter().find(|offer| offer.worker == pair.worker).unwrap();
+                    let offer = offers.iter().find(|offer| pair.workers.contains(&offer.worker)).unwrap();
                     let passed_over = left.iter().any(|shard| offer.can_run(shard));
                     prop_assert!(got.priority >= job.priority || !passed_over);
                 }

@@ -125,7 +125,13 @@ async fn follow(store: SqliteStore, actions: Vec<Action>) {
     let job = new_job(None, 1);
     let id: JobId = job.id.clone();
     store.submit(job).await.unwrap();
-    store.apply(&id, vec![Step::Open { stage: 0, fingerprint: None, shards: shards(SHARDS) }]).await.unwrap();
+    store
+        .apply(
+            &id,
+            vec![Step::Open { stage: 0, fingerprint: None, shards: shards(SHARDS), message: String::new() }],
+        )
+        .await
+        .unwrap();
     store.record_artifact("a", 1).await.unwrap();
     let pending = store.pending(10).await.unwrap();
     let ids: Vec<ShardId> = pending[0].shards.iter().map(|shard| shard.id.clone()).collect();

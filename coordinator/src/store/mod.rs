@@ -64,6 +64,17 @@ pub(crate) trait JobStore: Send + Sync + 'static {
     /// Leases a shard that one other worker holds a second time. None: it is no longer so.
     async fn lease_again(&self, shard: &ShardId, worker: &WorkerId, ttl: Duration)
     -> Result<Option<Granted>>;
+    /// Leases a pending shard of several ranks to that many workers at once, a lease each. None: as [`Self::lease`], or it
+    /// is for another number of ranks.
+    async fn lease_gang(
+        &self,
+        shard: &ShardId,
+        workers: &[WorkerId],
+        ttl: Duration,
+    ) -> Result<Option<Vec<Granted>>>;
+    /// The members of the gang that a lease belongs to, the first granted first; none where it belongs to none. A lease
+    /// that is not held is `Fenced`.
+    async fn gang(&self, key: &LeaseKey) -> Result<Vec<GangMember>>;
     /// Prolongs leases, which become `worker`'s. Leases that are not answered are held no more.
     async fn extend(&self, worker: &WorkerId, leases: &[LeaseId], ttl: Duration) -> Result<Vec<Held>>;
     /// Brings the deadline of a lost worker's leases forward to `grace` from now.
@@ -71,7 +82,7 @@ pub(crate) trait JobStore: Send + Sync + 'static {
     /// Commits a shard, once, and ends its other lease. A repetition is answered alike; any other late completion is
     /// `Fenced`.
     async fn complete(&self, key: &LeaseKey, output: ShardOutput) -> Result<Completed>;
-    /// Ends an attempt that failed. A shard of rows that can be spared and that has failed for good is cut in halves, and
+    /// Ends an attempt that failed, and with it the other leases of its gang. A shard of rows that can be spared and that has failed for good is cut in halves, and
     /// its single rows that fail are set aside; any other ends its stage. A repetition changes nothing; a late one is `Fenced`.
     async fn fail(&self, key: &LeaseKey, failure: AttemptFailure, retry: &RetryPolicy)
     -> Result<FailOutcome>;

@@ -94,7 +94,12 @@ pub(super) fn shards(count: usize) -> Vec<NewShard> {
 }
 
 fn open_step(stage: u32, fingerprint: Option<&str>, count: usize) -> Step {
-    Step::Open { stage, fingerprint: fingerprint.map(str::to_owned), shards: shards(count) }
+    Step::Open {
+        stage,
+        fingerprint: fingerprint.map(str::to_owned),
+        shards: shards(count),
+        message: String::new(),
+    }
 }
 
 /// A job of two stages whose first is open, and a lease on its first shard.
@@ -474,7 +479,12 @@ async fn row_job(store: &dyn JobStore, count: u64) -> JobId {
     store.submit(job).await.unwrap();
     let rows = Some(RowRange { start: 0, end: count });
     let shard = NewShard { units: count, rows, ..shards(1).remove(0) };
-    let open = Step::Open { stage: 0, fingerprint: Some("rows".into()), shards: vec![shard] };
+    let open = Step::Open {
+        stage: 0,
+        fingerprint: Some("rows".into()),
+        shards: vec![shard],
+        message: String::new(),
+    };
     store.apply(&id, vec![open]).await.unwrap();
     id
 }

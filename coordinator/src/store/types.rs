@@ -131,11 +131,20 @@ pub(crate) struct NamedOutput {
 }
 
 /// A model that a worker found.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct ResolvedModel {
     pub(crate) name: String,
     pub(crate) fingerprint: String,
     pub(crate) architecture: String,
+    /// Of its weights in memory, in the number format of the task; 0: unknown.
+    #[serde(default)]
+    pub(crate) weight_bytes: u64,
+    /// That number format.
+    #[serde(default)]
+    pub(crate) dtype: String,
+    /// Of a layer; 0: unknown.
+    #[serde(default)]
+    pub(crate) attention_heads: u32,
 }
 
 /// A trained model, for the store to register.
@@ -248,6 +257,54 @@ pub(crate) struct Requirements {
     /// Asks an endpoint, where every answer is paid for.
     #[serde(default)]
     pub(crate) endpoint: bool,
+    /// Bytes of weights that each of its workers will hold; 0: unknown.
+    #[serde(default)]
+    pub(crate) memory_bytes: u64,
+    /// Several workers compute it together.
+    #[serde(default)]
+    pub(crate) gang: Option<Gang>,
+}
+
+impl Requirements {
+    /// Workers that compute it together.
+    pub(crate) fn ranks(&self) -> u32 {
+        self.gang.map_or(1, |gang| gang.ranks)
+    }
+}
+
+/// How the ranks of a gang share the work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum GangKind {
+    /// Each computes its share of every micro-batch's rows.
+    Data,
+    /// Each holds a slice of every weight.
+    Tensor,
+}
+
+impl GangKind {
+    /// What backends that can do it announce; the words are the plugin contract's.
+    pub(crate) const fn feature(self) -> &'static str {
+        match self {
+            Self::Data => "data-parallel",
+            Self::Tensor => "tensor-parallel",
+        }
+    }
+}
+
+/// Workers that compute a shard together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Gang {
+    pub(crate) kind: GangKind,
+    /// At least 2.
+    pub(crate) ranks: u32,
+}
+
+/// One lease of a gang.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct GangMember {
+    pub(crate) lease: LeaseId,
+    pub(crate) worker: WorkerId,
 }
 
 /// A shard to write when its stage opens.
@@ -266,7 +323,13 @@ pub(crate) struct NewShard {
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Step {
     /// waiting -> running, with these shards.
-    Open { stage: u32, fingerprint: Option<String>, shards: Vec<NewShard> },
+    Open {
+        stage: u32,
+        fingerprint: Option<String>,
+        shards: Vec<NewShard>,
+        /// For people: why it runs as it does.
+        message: String,
+    },
     /// waiting -> reused, with these outputs.
     Reuse { stage: u32, fingerprint: String, outputs: StageOutputs },
     /// waiting -> skipped.
@@ -322,6 +385,8 @@ pub(crate) struct JobRecord {
     pub(crate) failures: Vec<SetAside>,
     /// Registered models that it names.
     pub(crate) models: Vec<ModelRecord>,
+    /// What its first pending shard of several ranks asks for.
+    pub(crate) pending_gang: Option<Gang>,
 }
 
 /// A shard that failed for good.
@@ -359,7 +424,7 @@ pub(crate) struct PendingJob {
     pub(crate) job: JobIdOrder,
     /// The higher goes first.
     pub(crate) priority: i32,
-    /// Shards of the job that are leased now.
+    /// Leases of the job's shards that workers hold now.
     pub(crate) leased: u32,
     /// In stage order, at most the asked number.
     pub(crate) shards: Vec<PendingShard>,
@@ -382,15 +447,20 @@ pub(crate) struct Granted {
     pub(crate) task: Vec<u8>,
     pub(crate) units: u64,
     pub(crate) rows: Option<RowRange>,
+    /// One of several that workers hold together.
+    pub(crate) gang: bool,
 }
 
 /// A lease that its holder goes on with.
 #[derive(Clone, Debug)]
 pub(crate) struct Held {
     pub(crate) lease: LeaseId,
+    pub(crate) shard: ShardId,
     pub(crate) job: JobId,
     pub(crate) stage: u32,
     pub(crate) units: u64,
+    /// One of several that workers hold together.
+    pub(crate) gang: bool,
 }
 
 /// Names one attempt, as a worker gives it back.

@@ -2,6 +2,7 @@
 
 mod access;
 mod fake_worker;
+mod groups;
 mod harness;
 mod kinds;
 mod lifecycle;

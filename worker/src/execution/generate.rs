@@ -7,7 +7,7 @@ use std::{
     sync::Arc,
 };
 
-use cappy_plugin_abi::{Control, Generator};
+use cappy_plugin_abi::{Control, Generator, GroupKind};
 use cappy_proto::v1;
 use serde_json::{Map, Value};
 
@@ -37,8 +37,32 @@ pub fn run(
     })?;
     let decodings = decodings(settings)?;
     attempt.progress.set(0, total, "loading the generator");
-    let source = Source::of(engine, task.model.as_ref(), choice, attempt)?;
+    let gang = attempt.gang(GroupKind::Tensor)?;
+    let (source, rank) = match gang {
+        None => (Source::of(engine, task.model.as_ref(), choice, attempt)?, 0),
+        Some(gang) => {
+            let (place, slice) = engine.generator_slice(task.model.as_ref(), choice, attempt, gang)?;
+            (Source::Model(slice), place.rank)
+        }
+    };
     attempt.progress.set(0, total, "generating");
+    let made = answer(engine, task, &decodings, &source, attempt);
+    if made.is_err() && gang.is_some() {
+        // The ranks may stand at different places now: none of them goes on with what it has in memory.
+        engine.residency.forget_slices();
+    }
+    Ok(Outcome { follows: rank > 0, ..made? })
+}
+
+/// The rows of the shard with their answers.
+fn answer(
+    engine: &Engine,
+    task: &v1::GenerateTask,
+    decodings: &Decodings,
+    source: &Source,
+    attempt: &Attempt<'_>,
+) -> Result<Outcome, ExecutionError> {
+    let total = task.row_end.saturating_sub(task.row_start);
 
     let path = attempt.scratch.join("rows.jsonl");
     let written = |error| ExecutionError::disk("write the generated rows", &error);
@@ -60,9 +84,9 @@ pub fn run(
             first_row,
             log_likelihood: task.log_likelihood,
         };
-        let (generated, failures) = source.generate(engine, input, &decodings, &window)?;
+        let (generated, failures) = source.generate(engine, input, decodings, &window)?;
         for (index, (row, samples)) in rows.iter_mut().zip(&generated.rows).enumerate() {
-            row.insert("flan_samples".to_owned(), flan_samples(&decodings, samples));
+            row.insert("flan_samples".to_owned(), flan_samples(decodings, samples));
             if let Some(failures) = failures.get(&index) {
                 row.insert("endpoint_failures".to_owned(), failures.clone());
             }

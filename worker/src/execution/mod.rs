@@ -18,6 +18,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use cappy_plugin_abi::GroupKind;
 use cappy_proto::v1;
 
 pub use failure::{ExecutionError, FailureClass};
@@ -25,7 +26,7 @@ pub use progress::Progress;
 pub use schedule::{Plan, Schedule, learning_rate};
 pub use validation::{Evaluation, best, exhausted};
 
-use crate::engine::Engine;
+use crate::{engine::Engine, group::Gang};
 
 /// What a shard is run with.
 pub struct Attempt<'a> {
@@ -35,9 +36,22 @@ pub struct Attempt<'a> {
     pub scratch: &'a Path,
     /// Cancellation, and where progress is told.
     pub progress: &'a Progress,
+    /// The other workers that compute the shard too.
+    pub gang: Option<Gang<'a>>,
 }
 
-impl Attempt<'_> {
+impl<'a> Attempt<'a> {
+    /// The other workers, who must share the work in this way.
+    pub(crate) fn gang(&self, kind: GroupKind) -> Result<Option<Gang<'a>>, ExecutionError> {
+        match self.gang {
+            Some(gang) if gang.kind != kind => Err(ExecutionError::permanent(
+                "unsupported",
+                "the task cannot be shared between workers in this way",
+            )),
+            gang => Ok(gang),
+        }
+    }
+
     /// Local files of input artifacts, in order.
     pub(crate) fn files(&self, artifacts: &[v1::Artifact]) -> Result<Vec<PathBuf>, ExecutionError> {
         artifacts
@@ -60,6 +74,8 @@ pub struct Outcome {
     pub stats: v1::ShardStats,
     /// Of a resolve task.
     pub resolved_models: Vec<v1::ResolvedModel>,
+    /// Another rank of the group hands the outputs in.
+    pub follows: bool,
 }
 
 /// Every artifact that a task reads.
@@ -95,8 +111,12 @@ pub fn run(engine: &Engine, task: &v1::ShardTask, attempt: &Attempt<'_>) -> Resu
     use v1::shard_task::Task;
     let started = std::time::Instant::now();
     let choice = crate::engine::Choice { backend: &task.backend, dtype: &task.dtype };
+    let alone = matches!(&task.task, Some(Task::ResolveModels(_) | Task::Score(_)));
+    if alone && attempt.gang.is_some() {
+        return Err(ExecutionError::permanent("unsupported", "the task is for one worker, not for several"));
+    }
     let mut outcome = match &task.task {
-        Some(Task::ResolveModels(task)) => resolve_models::run(engine, task, attempt),
+        Some(Task::ResolveModels(task)) => resolve_models::run(engine, task, choice, attempt),
         Some(Task::Generate(task)) => generate::run(engine, task, choice, attempt),
         Some(Task::Train(task)) => train::run(engine, task, choice, attempt),
         Some(Task::Score(task)) => score::run(engine, task, choice, attempt),

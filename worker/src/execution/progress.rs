@@ -29,6 +29,11 @@ impl Progress {
         activity.clone_into(&mut self.activity.lock().unwrap_or_else(PoisonError::into_inner));
     }
 
+    /// Sets what is going on.
+    pub fn say(&self, activity: &str) {
+        activity.clone_into(&mut self.activity.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+
     /// (units done, units in all, activity).
     pub fn get(&self) -> (u64, u64, String) {
         let activity = self.activity.lock().unwrap_or_else(PoisonError::into_inner).clone();

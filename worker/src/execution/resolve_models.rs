@@ -3,11 +3,16 @@
 use cappy_proto::v1;
 
 use super::{Attempt, ExecutionError, Outcome};
-use crate::{endpoint, engine::Engine, residency::Role};
+use crate::{
+    endpoint,
+    engine::{Choice, Engine},
+    residency::Role,
+};
 
 pub fn run(
     engine: &Engine,
     task: &v1::ResolveModelsTask,
+    choice: Choice<'_>,
     attempt: &Attempt<'_>,
 ) -> Result<Outcome, ExecutionError> {
     let total = task.models.len() as u64;
@@ -19,6 +24,7 @@ pub fn run(
                 name: model.name.clone(),
                 fingerprint: engine.endpoints.probe(endpoint)?,
                 architecture: endpoint::BACKEND.to_owned(),
+                ..Default::default()
             });
             continue;
         }
@@ -31,8 +37,15 @@ pub fn run(
             }
         };
         let located = engine.models.by_name(&model.name, role)?;
+        let dtype = match engine.dtype_of(choice) {
+            "auto" => "f32",
+            dtype => dtype,
+        };
         outcome.resolved_models.push(v1::ResolvedModel {
             name: model.name.clone(),
+            weight_bytes: located.bytes_in(dtype),
+            dtype: dtype.to_owned(),
+            attention_heads: located.attention_heads(),
             fingerprint: located.fingerprint,
             architecture: located.architecture,
         });

@@ -9,7 +9,7 @@ use std::{
 };
 
 use cappy_plugin_abi::{
-    Control as _, Failure, TokenRows, Trainer, TrainerOptions,
+    Control as _, Failure, Group, GroupKind, TokenRows, Trainer, TrainerOptions,
     random::{fold, mix},
 };
 use cappy_proto::v1;
@@ -22,8 +22,9 @@ use super::{
     validation::{Evaluation, Validation, exhausted},
 };
 use crate::{
-    checkpoint::{Run, RunState},
+    checkpoint::{Checkpoints, Run, RunState},
     engine::{Choice, Engine},
+    group::{Gang, Introduction},
     models::LocalModel,
     tokenization::ModelTokenizer,
 };
@@ -92,8 +93,18 @@ pub fn run(
     let model = engine.locate_scorer(task.scorer.as_ref(), attempt)?;
     let tokenizer = model.tokenizer()?;
     let _memory = engine.residency.reserve(model.weight_bytes * COPIES_OF_WEIGHTS, attempt.progress)?;
-    let options =
-        TrainerOptions { dropout: settings.dropout, seed: settings.seed, ..TrainerOptions::default() };
+    let ranks = match attempt.gang(GroupKind::Data)? {
+        None => None,
+        Some(gang) => Some(Ranks::meet(engine, &model, (task, &settings), choice, attempt, gang)?),
+    };
+    let leads = ranks.as_ref().is_none_or(|ranks| ranks.group.rank == 0);
+    let options = TrainerOptions {
+        dropout: settings.dropout,
+        seed: settings.seed,
+        micro_batches: if ranks.is_some() { plan.accumulate } else { 0 },
+        group: ranks.as_ref().map(|ranks| ranks.group.clone()),
+        ..TrainerOptions::default()
+    };
     let (backend, mut trainer) = engine.load_trainer(&model, choice, &options)?;
     let info = trainer.info();
     if info.labels != 1 {
@@ -106,20 +117,27 @@ pub fn run(
         most => settings.max_tokens.min(most),
     } as usize;
 
-    let key = run_key(task, &settings, &model.fingerprint, &backend);
-    let run = engine.checkpoints.run(&key, attempt.scratch);
-    let mut refused = false;
-    let resumed = run.load(&mut |dir| trainer.load_checkpoint(dir).inspect_err(|_| refused = true));
-    if let Some(state) = &resumed {
+    let (run, mut state) = match ranks {
+        None => {
+            let key = run_key(task, &settings, &model.fingerprint, &backend, 1);
+            let run = engine.checkpoints.run(&key, attempt.scratch);
+            let mut refused = false;
+            let resumed = run.load(&mut |dir| trainer.load_checkpoint(dir).inspect_err(|_| refused = true));
+            if resumed.is_none() && refused {
+                // A checkpoint that was refused halfway may have left its mark.
+                drop(trainer);
+                (_, trainer) = engine.load_trainer(&model, choice, &options)?;
+            }
+            (run, resumed.unwrap_or_default())
+        }
+        Some(ranks) => ranks.resume(trainer.as_mut())?,
+    };
+    if state.updates > 0 {
         tracing::info!(update = state.updates, "training goes on from a checkpoint");
-    } else if refused {
-        // A checkpoint that was refused halfway may have left its mark.
-        drop(trainer);
-        (_, trainer) = engine.load_trainer(&model, choice, &options)?;
     }
-    let mut state = resumed.unwrap_or_default();
-    let is_over =
-        |state: &RunState| state.updates >= plan.updates || exhausted(&state.evaluations, settings.patience);
+    let is_over = |state: &RunState| {
+        state.updates >= plan.updates || (leads && exhausted(&state.evaluations, settings.patience))
+    };
     while !is_over(&state) {
         let k = state.updates;
         let mut loss_sum = 0.0;
@@ -170,6 +188,10 @@ pub fn run(
         }
     }
 
+    if !leads {
+        run.finish();
+        return Ok(Outcome { follows: true, ..Outcome::default() });
+    }
     attempt.progress.set(plan.updates, plan.updates, "writing the model");
     let rows = plan.micro_batch(state.updates * plan.accumulate - 1).end;
     let best_update = state.best_update();
@@ -217,12 +239,78 @@ fn checked(mut settings: v1::FineTuning) -> Result<v1::FineTuning, ExecutionErro
     Ok(settings)
 }
 
+/// The other ranks of a training run, met.
+///
+/// All ranks evaluate, keep their best states and write checkpoints: they are the same everywhere, so whichever rank is
+/// lost, the others have what is needed to go on, and no rank waits long for another. Rank 0 alone decides that the run
+/// ends early and hands the model in: the others go on until they are told, so that they need not come to the same
+/// decision to the last bit.
+struct Ranks<'a> {
+    run: Checkpoints<'a>,
+    group: Group,
+    /// What rank 0 goes on from.
+    checkpoint: Option<(u64, String)>,
+}
+
+impl<'a> Ranks<'a> {
+    fn meet(
+        engine: &'a Engine,
+        model: &LocalModel,
+        (task, settings): (&v1::TrainTask, &v1::FineTuning),
+        choice: Choice<'_>,
+        attempt: &Attempt<'_>,
+        gang: Gang<'_>,
+    ) -> Result<Self, ExecutionError> {
+        let (name, label) = engine.group_trainer(model, choice)?;
+        let key = run_key(task, settings, &model.fingerprint, &label, gang.world);
+        let run = engine.checkpoints.run(&key, attempt.scratch);
+        let newest = run.newest().map(|state| Ok((state.updates, serde_json::to_string(&state)?)));
+        let checkpoint = newest.transpose().map_err(|error: serde_json::Error| {
+            ExecutionError::internal(format!("cannot write a run's state: {error}"))
+        })?;
+        attempt.progress.say("meeting the other workers");
+        let met = gang.meet.meet(&Introduction {
+            model_fingerprint: model.fingerprint.clone(),
+            backend: name,
+            checkpoint,
+            resident: None,
+        })?;
+        Ok(Self { run, group: met.group, checkpoint: met.checkpoint })
+    }
+
+    /// Rank 0 loads its checkpoint; the others get the state with the first micro-batch.
+    fn resume(self, trainer: &mut dyn Trainer) -> Result<(Checkpoints<'a>, RunState), ExecutionError> {
+        let Some((updates, state)) = self.checkpoint else { return Ok((self.run, RunState::default())) };
+        let state: RunState = serde_json::from_str(&state)
+            .map_err(|error| ExecutionError::internal(format!("rank 0's state cannot be read: {error}")))?;
+        if self.group.rank == 0 {
+            let loaded = self.run.load_agreed(updates, &mut |dir| trainer.load_checkpoint(dir));
+            // The next attempt does without it.
+            loaded.map_err(|failure| ExecutionError::infrastructure("checkpoint", failure.message))?;
+        }
+        Ok((self.run, state))
+    }
+}
+
 /// What must be equal for a checkpoint to be of the same run.
-fn run_key(task: &v1::TrainTask, settings: &v1::FineTuning, fingerprint: &str, backend: &str) -> Run {
+fn run_key(
+    task: &v1::TrainTask,
+    settings: &v1::FineTuning,
+    fingerprint: &str,
+    backend: &str,
+    world: u32,
+) -> Run {
     let ids = |artifacts: &[v1::Artifact]| {
         artifacts.iter().map(|artifact| artifact.id.as_str()).collect::<Vec<_>>().join(",")
     };
-    Run::of(&[fingerprint, backend, &ids(&task.examples), &ids(&task.validation), &format!("{settings:?}")])
+    let (examples, validation, settings) =
+        (ids(&task.examples), ids(&task.validation), format!("{settings:?}"));
+    let ranks = format!("{world} ranks");
+    let mut parts = vec![fingerprint, backend, &examples, &validation, &settings];
+    if world > 1 {
+        parts.push(&ranks);
+    }
+    Run::of(&parts)
 }
 
 /// The trainer's weights, or those of an earlier state where `best` has them.

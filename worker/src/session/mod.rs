@@ -1,12 +1,14 @@
 //! The worker's side of a session with the coordinator.
 //!
 //! [`run`] connects, says hello, and from then on sends heartbeats with the progress of every lease it holds
-//! (`leases.rs`); each lease that arrives becomes a task (`shard.rs`). A broken connection is made anew with growing
+//! (`leases.rs`); each lease that arrives becomes a task (`shard.rs`), which meets others where the shard is for several
+//! workers (`meeting.rs`). A broken connection is made anew with growing
 //! pauses; the leases go on meanwhile, and are announced again, but end when the coordinator was out of reach for as
 //! long as a lease lives.
 
 mod connection;
 mod leases;
+mod meeting;
 mod shard;
 
 use std::{sync::Arc, time::Duration};
@@ -62,6 +64,8 @@ pub struct SessionConfig {
     pub cache: Arc<ArtifactCache>,
     /// Directory for what running shards write.
     pub scratch: std::path::PathBuf,
+    /// Address by which other ranks reach this worker; `None`: the one from which it reaches the coordinator.
+    pub group_host: Option<String>,
 }
 
 /// What the connection and the shards share.

@@ -8,7 +8,7 @@ use cappy_proto::{
 };
 use tonic::{Code, Status};
 
-use super::{Backoff, CancelReason, Shared, is_transient, leases::Held};
+use super::{Backoff, CancelReason, Shared, is_transient, leases::Held, meeting::Meeting};
 use crate::{
     artifacts::{self, CachedFile, TransferError},
     coordinator::Channel,
@@ -16,7 +16,7 @@ use crate::{
 };
 
 /// First and longest pause before a call is made again.
-const RETRY_PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+pub(super) const RETRY_PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 
 /// Tries of a transfer whose failure is not about the connection alone.
 const TRANSFER_TRIES: u32 = 8;
@@ -62,7 +62,7 @@ pub async fn run(shared: Arc<Shared>, held: Held) {
     shared.news.notify_one();
 }
 
-fn cancelled() -> ExecutionError {
+pub(super) fn cancelled() -> ExecutionError {
     ExecutionError::infrastructure("cancelled", "the lease was cancelled")
 }
 
@@ -92,13 +92,20 @@ async fn attempt(shared: &Arc<Shared>, held: &Held) -> Result<v1::CompleteShardR
     let outcome = {
         let engine = Arc::clone(&shared.config.engine);
         let progress = Arc::clone(&held.progress);
+        let meeting = lease.gang.map(|gang| Meeting {
+            shared: Arc::clone(shared),
+            held: held.clone(),
+            gang,
+            runtime: tokio::runtime::Handle::current(),
+        });
         let inputs: HashMap<String, PathBuf> =
             files.iter().map(|(id, file)| (id.clone(), file.path().to_owned())).collect();
         // The thread may outlive this future (a cancelled one does not wait), so what it uses moves in with it.
         tokio::task::spawn_blocking(move || {
             let _held_files = files;
             let outcome = panic::catch_unwind(panic::AssertUnwindSafe(|| {
-                let attempt = Attempt { inputs: &inputs, scratch: scratch.path(), progress: &progress };
+                let gang = meeting.as_ref().map(Meeting::as_gang).transpose()?;
+                let attempt = Attempt { inputs: &inputs, scratch: scratch.path(), progress: &progress, gang };
                 execution::run(&engine, &task, &attempt)
             }));
             (outcome, scratch)
@@ -110,7 +117,13 @@ async fn attempt(shared: &Arc<Shared>, held: &Held) -> Result<v1::CompleteShardR
         outcome.map_err(|error| ExecutionError::internal(format!("shard thread: {error}")))?;
     let outcome = outcome.unwrap_or_else(|payload| Err(ExecutionError::internal(panic_text(&*payload))))?;
 
-    let Outcome { outputs, stats, resolved_models } = outcome;
+    let Outcome { outputs, stats, resolved_models, follows } = outcome;
+    if follows {
+        // The commit of rank 0 ends this lease.
+        held.progress.say("waiting for rank 0 to hand in the result");
+        held.cancelled.cancelled().await;
+        return Err(cancelled());
+    }
     let mut named = Vec::new();
     for (name, path) in outputs {
         let artifact = transfer(shared, |channel| {
@@ -171,7 +184,7 @@ async fn transfer<T, F: Future<Output = Result<T, TransferError>>>(
     }
 }
 
-async fn channel(shared: &Shared) -> Channel {
+pub(super) async fn channel(shared: &Shared) -> Channel {
     let mut newest = shared.channel.subscribe();
     let channel = newest.wait_for(Option::is_some).await.expect("the sender lives as long as this session");
     channel.clone().expect("waited for")

@@ -38,6 +38,7 @@ pub struct Record {
     pub heartbeats: Vec<v1::Heartbeat>,
     pub completed: Vec<v1::CompleteShardRequest>,
     pub failed: Vec<v1::FailShardRequest>,
+    pub joined: Vec<v1::JoinGroupRequest>,
     pub uploads: usize,
     pub sessions_ended: usize,
 }
@@ -52,6 +53,8 @@ struct State {
     /// Completions that are answered with UNAVAILABLE first.
     refuse_completions: Mutex<u32>,
     refuse_sessions: Mutex<Option<Status>>,
+    /// What whoever wants to meet others is told.
+    place: Mutex<Option<Result<v1::JoinGroupResponse, Status>>>,
 }
 
 #[derive(Clone)]
@@ -119,6 +122,10 @@ impl Coordinator {
         *self.state.refuse_sessions.lock().unwrap() = Some(status);
     }
 
+    pub fn answer_joins(&self, answer: Result<v1::JoinGroupResponse, Status>) {
+        *self.state.place.lock().unwrap() = Some(answer);
+    }
+
     /// Waits until what the worker told satisfies `wanted`; a worker that never does shows what it did instead.
     pub async fn until(&self, wanted: impl Fn(&Record) -> bool) -> Record {
         let mut told = self.record.subscribe();
@@ -139,11 +146,16 @@ impl Coordinator {
     }
 
     pub async fn lease(&self, lease_id: &str, task: v1::ShardTask) {
+        self.lease_to_gang(lease_id, task, None).await;
+    }
+
+    pub async fn lease_to_gang(&self, lease_id: &str, task: v1::ShardTask, gang: Option<v1::Gang>) {
         let lease = v1::Lease {
             lease_id: lease_id.to_owned(),
             fencing_token: 7,
             shard_id: format!("shard of {lease_id}"),
             task: Some(task),
+            gang,
             ..v1::Lease::default()
         };
         self.say(Heard::Lease(lease)).await;
@@ -214,6 +226,15 @@ impl WorkerService for Coordinator {
     ) -> Result<Response<v1::FailShardResponse>, Status> {
         self.record.send_modify(|record| record.failed.push(request.into_inner()));
         Ok(Response::new(v1::FailShardResponse {}))
+    }
+
+    async fn join_group(
+        &self,
+        request: Request<v1::JoinGroupRequest>,
+    ) -> Result<Response<v1::JoinGroupResponse>, Status> {
+        self.record.send_modify(|record| record.joined.push(request.into_inner()));
+        let answer = self.state.place.lock().unwrap().clone();
+        answer.expect("the test says what ranks are told").map(Response::new)
     }
 }
 

@@ -401,7 +401,7 @@ fn a_shard_is_answered_by_an_endpoint() {
     let input = store.put(dir.path(), &jsonl(&rows));
     let (scratch, progress) = (dir.path().join("scratch"), Progress::default());
     std::fs::create_dir(&scratch).unwrap();
-    let attempt = Attempt { inputs: &store.files, scratch: &scratch, progress: &progress };
+    let attempt = Attempt { inputs: &store.files, scratch: &scratch, progress: &progress, gang: None };
     let run = |task| {
         let task = v1::ShardTask { task: Some(task), ..v1::ShardTask::default() };
         execution::run(&engine, &task, &attempt)

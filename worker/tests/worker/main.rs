@@ -4,6 +4,7 @@
 mod coordinator;
 mod endpoint;
 mod execution;
+mod groups;
 mod inference;
 mod registered;
 mod session;

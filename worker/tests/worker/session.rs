@@ -18,9 +18,9 @@ use crate::{
     support::{Masked, Store, echo, hub_settings, jsonl},
 };
 
-const ANYWHERE: &str = "127.0.0.1:0";
+pub const ANYWHERE: &str = "127.0.0.1:0";
 
-async fn worker(
+pub async fn worker(
     dir: &Path,
     address: SocketAddr,
     backend: Arc<dyn Backend>,

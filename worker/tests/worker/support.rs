@@ -24,6 +24,7 @@ use cappy_worker::{
     endpoint::{EndpointSettings, Endpoints},
     engine::{Engine, RecentNames},
     execution::{Attempt, ExecutionError, Outcome, Progress, run},
+    group::Gang,
     models::Models,
     residency::Residency,
     tokenization::ModelTokenizer,
@@ -136,8 +137,12 @@ impl Bench {
     }
 
     pub fn run_with(&self, task: Task, progress: &Progress) -> Result<Done, ExecutionError> {
+        self.run_in(None, task, progress)
+    }
+
+    pub fn run_in(&self, gang: Option<Gang<'_>>, task: Task, progress: &Progress) -> Result<Done, ExecutionError> {
         let scratch = tempfile::tempdir_in(self.dir.path()).unwrap();
-        let attempt = Attempt { inputs: &self.store.files, scratch: scratch.path(), progress };
+        let attempt = Attempt { inputs: &self.store.files, scratch: scratch.path(), progress, gang };
         let task = v1::ShardTask { task: Some(task), backend: String::new(), dtype: "auto".into() };
         Ok(Done { outcome: run(&self.engine, &task, &attempt)?, _scratch: scratch })
     }

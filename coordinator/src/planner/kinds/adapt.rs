@@ -28,6 +28,7 @@ impl JobKind for v1::AdaptSpec {
     fn check(&self, check: &mut Check) {
         check.scorer(&self.scorer);
         check.dtype(&self.dtype);
+        check.data_parallel(self.data_parallel, &self.backend, self.fine_tuning.as_ref());
         check.rows("train", self.train.as_ref());
         if let Some(validation) = &self.validation {
             check.rows("validation", Some(validation));
@@ -89,6 +90,7 @@ impl JobKind for v1::AdaptSpec {
                     settings: self.generation.clone().unwrap_or_default(),
                     log_likelihood: false,
                     row_namespace: format!("{}/{split}", file.name),
+                    model_shards: 0,
                 };
                 // A training set is as good without a row that no model can answer.
                 let node = Node::new(format!("generate/{split}"), file.rows, work).spares_rows();
@@ -119,6 +121,7 @@ impl JobKind for v1::AdaptSpec {
             validation: labels.get(1).map(|(_, stage)| *stage),
             settings: tuning,
             updates,
+            data_parallel: self.data_parallel,
         };
         let train = graph.add(Node::new("train", updates, train));
         let mut settings = serde_json::Map::new();
@@ -161,6 +164,10 @@ impl Work for Examples {
             seed: self.seed,
         });
         let units = self.rows.count(outputs);
-        Ok(Opening { fingerprint: Some(local_fingerprint(&task)), shards: vec![local(&task, units)] })
+        Ok(Opening {
+            fingerprint: Some(local_fingerprint(&task)),
+            shards: vec![local(&task, units)],
+            ..Default::default()
+        })
     }
 }

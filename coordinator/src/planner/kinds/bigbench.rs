@@ -41,6 +41,8 @@ impl JobKind for v1::BigbenchSpec {
         check.generator("model", &self.model, self.endpoint.as_ref());
         check.scorer(&self.scorer);
         check.dtype(&self.dtype);
+        check.model_shards(self.model_shards, &self.backend, self.endpoint.as_ref());
+        check.data_parallel(self.data_parallel, &self.backend, self.fine_tuning.as_ref());
         check.that(!self.subsets.is_empty(), "subsets", "name at least one subset");
         check.that(self.subsets.len() <= MAX_SUBSETS, "subsets", "at most 1000 subsets a job");
         let mut names = HashSet::new();
@@ -124,6 +126,7 @@ impl JobKind for v1::BigbenchSpec {
                     settings: self.generation.clone().unwrap_or_default(),
                     log_likelihood: split == "validation",
                     row_namespace: format!("{name}/{split}"),
+                    model_shards: self.model_shards,
                 };
                 let node = Node::new(format!("generate/{name}/{split}"), rows, work);
                 Rows::Made { stage: graph.add(node.publish(Publish::Rows(path))), rows }
@@ -147,6 +150,7 @@ impl JobKind for v1::BigbenchSpec {
                 validation: None,
                 settings: tuning,
                 updates,
+                data_parallel: self.data_parallel,
             };
             // The model's files stay in the store; how it was trained is for people.
             let record =
@@ -227,7 +231,11 @@ impl Work for Label {
             seed: self.seed,
         });
         let fingerprint = local_fingerprint(&task);
-        Ok(Opening { fingerprint: Some(fingerprint), shards: vec![local(&task, self.rows.expected())] })
+        Ok(Opening {
+            fingerprint: Some(fingerprint),
+            shards: vec![local(&task, self.rows.expected())],
+            ..Default::default()
+        })
     }
 }
 
@@ -277,7 +285,11 @@ impl Work for Select {
             settings,
         });
         let fingerprint = local_fingerprint(&task);
-        Ok(Opening { fingerprint: Some(fingerprint), shards: vec![local(&task, self.rows.expected())] })
+        Ok(Opening {
+            fingerprint: Some(fingerprint),
+            shards: vec![local(&task, self.rows.expected())],
+            ..Default::default()
+        })
     }
 }
 
@@ -312,6 +324,10 @@ impl Work for Report {
         }
         let units = results.len() as u64;
         let task = LocalTask::Report(ReportTask { model: self.model.clone(), results, seed: self.seed });
-        Ok(Opening { fingerprint: Some(local_fingerprint(&task)), shards: vec![local(&task, units)] })
+        Ok(Opening {
+            fingerprint: Some(local_fingerprint(&task)),
+            shards: vec![local(&task, units)],
+            ..Default::default()
+        })
     }
 }

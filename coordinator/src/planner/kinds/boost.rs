@@ -67,6 +67,7 @@ impl JobKind for v1::BoostSpec {
                     log_likelihood: false,
                     // As the online service answers them.
                     row_namespace: String::new(),
+                    model_shards: 0,
                 };
                 let stage = graph.add(Node::new("generate", input.rows, work).spares_rows());
                 (Rows::Made { stage, rows: input.rows }, decoding_names(self.generation.as_ref()))
@@ -112,6 +113,10 @@ impl Work for Choose {
             decodings: self.decodings.clone(),
         });
         let units = self.rows.count(outputs);
-        Ok(Opening { fingerprint: Some(local_fingerprint(&task)), shards: vec![local(&task, units)] })
+        Ok(Opening {
+            fingerprint: Some(local_fingerprint(&task)),
+            shards: vec![local(&task, units)],
+            ..Default::default()
+        })
     }
 }

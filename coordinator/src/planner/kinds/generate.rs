@@ -27,6 +27,7 @@ impl JobKind for v1::GenerateSpec {
     fn check(&self, check: &mut Check) {
         check.generator("model", &self.model, self.endpoint.as_ref());
         check.dtype(&self.dtype);
+        check.model_shards(self.model_shards, &self.backend, self.endpoint.as_ref());
         check.that(!self.files.is_empty(), "files", "give at least one file of rows");
         check.that(self.files.len() <= MAX_FILES, "files", "at most 2000 files a job");
         let mut names = HashSet::new();
@@ -75,6 +76,7 @@ impl JobKind for v1::GenerateSpec {
                 settings: self.generation.clone().unwrap_or_default(),
                 log_likelihood: file.log_likelihood,
                 row_namespace: row_namespace(&rows.name),
+                model_shards: self.model_shards,
             };
             let node = Node::new(format!("generate/{}", rows.name), rows.rows, work);
             let path = format!("{folder}/{}.jsonl", rows.name);

@@ -33,6 +33,7 @@ impl JobKind for v1::PretrainSpec {
     fn check(&self, check: &mut Check) {
         check.scorer(&self.scorer);
         check.dtype(&self.dtype);
+        check.data_parallel(self.data_parallel, &self.backend, self.fine_tuning.as_ref());
         check.rows("examples", self.examples.as_ref());
         if let Some(validation) = &self.validation {
             check.rows("validation", Some(validation));
@@ -95,6 +96,7 @@ impl JobKind for v1::PretrainSpec {
                 settings: self.generation.clone().unwrap_or_default(),
                 log_likelihood: false,
                 row_namespace: prompts.name.clone(),
+                model_shards: 0,
             };
             let folder = model_folder(name).unwrap_or("model");
             // A mixture is as good without a row that no model can answer.
@@ -132,6 +134,7 @@ impl JobKind for v1::PretrainSpec {
             validation: labels.get(1).map(|(_, stage)| *stage),
             settings: tuning,
             updates,
+            data_parallel: self.data_parallel,
         };
         let train = graph.add(Node::new("train", updates, train));
         let mut settings = serde_json::Map::new();
@@ -178,6 +181,10 @@ impl Work for Mix {
             decodings: self.decodings.clone(),
             seed: self.seed,
         });
-        Ok(Opening { fingerprint: Some(local_fingerprint(&task)), shards: vec![local(&task, self.pairs)] })
+        Ok(Opening {
+            fingerprint: Some(local_fingerprint(&task)),
+            shards: vec![local(&task, self.pairs)],
+            ..Default::default()
+        })
     }
 }

@@ -84,6 +84,10 @@ impl Work for Accuracy {
         let rows = refs(&self.rows.artifacts(outputs)?);
         let task = LocalTask::Accuracy(AccuracyTask { name: self.name.clone(), rows });
         let units = self.rows.count(outputs);
-        Ok(Opening { fingerprint: Some(local_fingerprint(&task)), shards: vec![local(&task, units)] })
+        Ok(Opening {
+            fingerprint: Some(local_fingerprint(&task)),
+            shards: vec![local(&task, units)],
+            ..Default::default()
+        })
     }
 }

@@ -2,6 +2,7 @@
 
 mod generate;
 mod model;
+mod ranks;
 mod register;
 mod resolve;
 mod score;

@@ -34,6 +34,13 @@ impl Model {
         }
     }
 
+    /// What the worker that found it says about it; nothing where it was not looked for by name.
+    pub(super) fn found<'a>(&self, outputs: &Outputs<'a>) -> Option<(&str, &'a ResolvedModel)> {
+        let Self::Resolved { stage, place, name } = self else { return None };
+        let mut models = outputs.try_of(*stage)?.iter().flat_map(|shard| &shard.resolved);
+        Some((name, models.nth(*place)?))
+    }
+
     pub(super) const fn is_endpoint(&self) -> bool {
         matches!(self, Self::Endpoint { .. })
     }

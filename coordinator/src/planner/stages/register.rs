@@ -57,6 +57,6 @@ impl Work for Register {
             settings,
         });
         let fingerprint = local_fingerprint(&task);
-        Ok(Opening { fingerprint: Some(fingerprint), shards: vec![local(&task, 1)] })
+        Ok(Opening { fingerprint: Some(fingerprint), shards: vec![local(&task, 1)], ..Default::default() })
     }
 }

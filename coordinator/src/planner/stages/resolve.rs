@@ -75,6 +75,10 @@ impl Work for Resolve {
     /// Always runs: what a name means may have changed since the last job.
     fn open(&self, _: &Outputs<'_>) -> Result<Opening, OpenError> {
         let task = Task::ResolveModels(v1::ResolveModelsTask { models: self.models.clone() });
-        Ok(Opening { fingerprint: None, shards: vec![self.run.remote(task, 1, Requirements::default())] })
+        Ok(Opening {
+            fingerprint: None,
+            shards: vec![self.run.remote(task, 1, Requirements::default())],
+            ..Default::default()
+        })
     }
 }

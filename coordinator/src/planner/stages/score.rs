@@ -59,6 +59,6 @@ impl Work for Score {
             ..Default::default()
         });
         let shards = self.run.over_rows(task, self.input.count(outputs), ROWS, requirements);
-        Ok(Opening { fingerprint: Some(fingerprint), shards })
+        Ok(Opening { fingerprint: Some(fingerprint), shards, ..Default::default() })
     }
 }

@@ -6,7 +6,10 @@ use super::{
     model::{Model, hash_model, requirements},
     shards::Run,
 };
-use crate::planner::graph::{OpenError, Opening, Outputs, StageId, Work};
+use crate::{
+    planner::graph::{OpenError, Opening, Outputs, StageId, Work},
+    store::{Gang, GangKind, Requirements},
+};
 
 /// Name of a label stage's labelled pairs.
 const EXAMPLES: &str = "examples.jsonl";
@@ -19,6 +22,8 @@ pub(in crate::planner) struct Train {
     pub(in crate::planner) settings: v1::FineTuning,
     /// Updates, estimated.
     pub(in crate::planner) updates: u64,
+    /// Workers that train together; 0 or 1: one.
+    pub(in crate::planner) data_parallel: u32,
 }
 
 /// Optimizer updates of one fine-tuning over `examples`, which may be an estimate.
@@ -47,13 +52,19 @@ impl Work for Train {
             Some(stage) => outputs.named(stage, EXAMPLES)?,
             None => Vec::new(),
         };
-        let fingerprint = hash_model(self.run.fingerprint("train"), &scorer)
+        let mut hash = hash_model(self.run.fingerprint("train"), &scorer)
             .message("settings", &self.settings)
             .artifacts("examples", &examples)
-            .artifacts("validation", &validation)
-            .finish();
+            .artifacts("validation", &validation);
+        let gang =
+            (self.data_parallel > 1).then_some(Gang { kind: GangKind::Data, ranks: self.data_parallel });
+        if let Some(gang) = gang {
+            // Sums over ranks round differently: the weights are as good, but not the same bytes.
+            hash = hash.field("data_parallel", &gang.ranks.to_be_bytes());
+        }
+        let fingerprint = hash.finish();
         let inputs: Vec<v1::Artifact> = examples.iter().chain(&validation).cloned().collect();
-        let requirements = requirements(&scorer, &inputs);
+        let requirements = Requirements { gang, ..requirements(&scorer, &inputs) };
         let task = Task::Train(v1::TrainTask {
             scorer: Some(scorer),
             examples,
@@ -61,6 +72,6 @@ impl Work for Train {
             validation,
         });
         let shard = self.run.remote(task, self.updates, requirements);
-        Ok(Opening { fingerprint: Some(fingerprint), shards: vec![shard] })
+        Ok(Opening { fingerprint: Some(fingerprint), shards: vec![shard], ..Default::default() })
     }
 }

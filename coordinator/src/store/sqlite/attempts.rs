@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use cappy_proto::{JobId, ShardId};
+use cappy_proto::{JobId, LeaseId, ShardId};
 use rusqlite::{Transaction, params};
 
 use super::{
@@ -47,16 +47,31 @@ pub(super) fn end_attempt(
     let line = format!("{what} ({}): {}", failure.code, failure.message);
     log_shard(tx, now, shard.job.as_str(), &shard.stage_name, &key.shard, &shard.worker, level, &line)?;
 
+    // What one rank of a gang lost, the others cannot go on without.
+    let revoked = if is_gang(tx, &key.lease)? {
+        revoke_leases_of(tx, now, &shard.job, &key.shard)?
+    } else {
+        Vec::new()
+    };
     let after = match verdict {
         // An expired lease waits for nothing: the time-to-live was the pause.
         Verdict::Retry { .. } if outcome == LeaseOutcome::Expired => Duration::ZERO,
         Verdict::Retry { after } => after,
-        Verdict::SetAside => return set_aside(tx, now, key, failure, failures, &shard, retry),
+        Verdict::SetAside => {
+            let mut outcome = set_aside(tx, now, key, failure, failures, &shard, retry)?;
+            outcome.revoked.extend(revoked);
+            return Ok(outcome);
+        }
     };
     // Where another worker has it too, the shard goes on with that one.
     let state = if open_leases(tx, &key.shard)? > 0 { ShardState::Leased } else { ShardState::Pending };
     write(tx, &key.shard, state, failures, now + millis(after), failure)?;
-    Ok(FailOutcome::default())
+    Ok(FailOutcome { ended: Vec::new(), revoked })
+}
+
+fn is_gang(tx: &Transaction<'_>, lease: &LeaseId) -> Result<bool> {
+    Ok(tx
+        .query_row("SELECT gang IS NOT NULL FROM leases WHERE id = ?1", [lease.as_str()], |row| row.get(0))?)
 }
 
 fn failing(tx: &Transaction<'_>, key: &LeaseKey) -> Result<Failing> {
@@ -162,9 +177,9 @@ fn halve(
     let [first, second] = halves.map(|half| (half, after_split(half.len(), retry)));
     tx.execute(
         "INSERT INTO shards (id, job_id, stage, idx, local, task, requirements, units, state, row_start, row_end,
-                             attempts, interruptions, worker_id, failure_code, failure_message)
+                             attempts, interruptions, worker_id, failure_code, failure_message, ranks)
          SELECT ?1, job_id, stage, (SELECT max(idx) + 1 FROM shards o WHERE o.job_id = s.job_id AND o.stage = s.stage),
-                local, task, requirements, ?2, ?3, ?4, ?5, ?6, ?7, worker_id, ?8, ?9
+                local, task, requirements, ?2, ?3, ?4, ?5, ?6, ?7, worker_id, ?8, ?9, ranks
          FROM shards s WHERE s.id = ?10",
         params![
             ShardId::generate().as_str(),

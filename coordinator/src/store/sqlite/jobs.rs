@@ -134,8 +134,20 @@ pub(super) fn record(tx: &Transaction<'_>, id: &JobId) -> Result<JobRecord> {
             })
         },
     )?;
+    let gang: Option<String> = tx
+        .query_row(
+            "SELECT requirements FROM shards WHERE job_id = ?1 AND state = ?2 AND ranks > 1 AND local = 0
+             ORDER BY stage, idx LIMIT 1",
+            params![id.as_str(), ShardState::Pending.code()],
+            |row| row.get(0),
+        )
+        .optional()?;
+    let pending_gang = match gang {
+        Some(text) => rows::decode::<Requirements>(&text)?.gang,
+        None => None,
+    };
     let models = models::named_by(tx, id)?;
-    Ok(JobRecord { row, spec, stages, failures, models })
+    Ok(JobRecord { row, spec, stages, failures, models, pending_gang })
 }
 
 pub(super) fn list(tx: &Transaction<'_>, limit: u32, before: Option<&JobId>) -> Result<Vec<JobRow>> {

@@ -1,6 +1,7 @@
 //! Leases: granting, prolonging, committing, failing, expiring. A lease with its fencing token is in the WHERE clause of
 //! every UPDATE that ends an attempt. A shard that lags may be leased a second time; whoever commits first wins, and the
-//! other lease ends with it.
+//! other lease ends with it. A shard for several ranks is leased to all of its workers in one transaction; the leases of
+//! such a gang end together, however the first of them ends.
 
 use std::time::Duration;
 
@@ -28,34 +29,78 @@ pub(super) fn lease(
     worker: &WorkerId,
     ttl: Duration,
 ) -> Result<Option<Granted>> {
+    let granted = lease_gang(tx, now, shard, std::slice::from_ref(worker), ttl)?;
+    Ok(granted.and_then(|granted| granted.into_iter().next()))
+}
+
+/// Leases a shard that nobody holds to all of `workers` at once: one of them makes a lease as any other, several a gang.
+pub(super) fn lease_gang(
+    tx: &Transaction<'_>,
+    now: Millis,
+    shard: &ShardId,
+    workers: &[WorkerId],
+    ttl: Duration,
+) -> Result<Option<Vec<Granted>>> {
+    let Some(first) = workers.first() else { return Ok(None) };
     let changed = tx.execute(
-        "UPDATE shards SET state = ?1, worker_id = ?2, fencing_token = fencing_token + 1
-         WHERE id = ?3 AND state = ?4 AND not_before_ms <= ?5
+        "UPDATE shards SET state = ?1, worker_id = ?2
+         WHERE id = ?3 AND state = ?4 AND not_before_ms <= ?5 AND ranks = ?6
            AND EXISTS (SELECT 1 FROM jobs WHERE jobs.id = shards.job_id AND jobs.state IN (1, 2))",
-        params![ShardState::Leased.code(), worker.as_str(), shard.as_str(), ShardState::Pending.code(), now],
+        params![
+            ShardState::Leased.code(),
+            first.as_str(),
+            shard.as_str(),
+            ShardState::Pending.code(),
+            now,
+            to_i64(workers.len() as u64)
+        ],
     )?;
     if changed == 0 {
         return Ok(None);
     }
-    let granted = grant(tx, now, shard, worker, ttl)?;
+    let gang = (workers.len() > 1).then(LeaseId::generate);
+    let mut leases = Vec::with_capacity(workers.len());
+    for worker in workers {
+        tx.execute("UPDATE shards SET fencing_token = fencing_token + 1 WHERE id = ?1", [shard.as_str()])?;
+        leases.push(grant(tx, now, shard, worker, gang.as_ref(), ttl)?);
+    }
+    let granted = &leases[0];
+    let (job, stage) = (granted.job.as_str(), granted.stage_name.as_str());
     tx.execute(
         "UPDATE jobs SET state = ?1, updated_ms = ?2 WHERE id = ?3",
-        params![JobState::Running.code(), now, granted.job.as_str()],
+        params![JobState::Running.code(), now, job],
     )?;
-    if granted.fencing_token > 1 {
-        let message = format!("leased again (attempt {})", granted.attempt);
-        log_shard(
-            tx,
-            now,
-            granted.job.as_str(),
-            &granted.stage_name,
-            shard,
-            worker.as_str(),
-            "info",
-            &message,
-        )?;
+    let again = granted.fencing_token > 1;
+    let line = match (again, gang.is_some()) {
+        (false, false) => return Ok(Some(leases)),
+        (true, false) => format!("leased again (attempt {})", granted.attempt),
+        (false, true) => format!("leased to {} workers together", workers.len()),
+        (true, true) => {
+            format!("leased again to {} workers together (attempt {})", workers.len(), granted.attempt)
+        }
+    };
+    log_shard(tx, now, job, stage, shard, first.as_str(), "info", &line)?;
+    Ok(Some(leases))
+}
+
+/// The leases of the gang that a lease which is held belongs to, the first granted first.
+pub(super) fn gang(tx: &Transaction<'_>, key: &LeaseKey) -> Result<Vec<GangMember>> {
+    let current = current(tx, key)?;
+    if !current.held {
+        return Err(current.fenced(key));
     }
-    Ok(Some(granted))
+    collect(
+        tx,
+        "SELECT o.id, o.worker_id FROM leases l JOIN leases o ON o.shard_id = l.shard_id AND o.gang = l.gang
+         WHERE l.id = ?1 AND o.ended_ms IS NULL ORDER BY o.fencing_token",
+        [key.lease.as_str()],
+        |row| {
+            Ok(GangMember {
+                lease: rows::lease_id(&row.get::<_, String>(0)?)?,
+                worker: rows::worker_id(&row.get::<_, String>(1)?)?,
+            })
+        },
+    )
 }
 
 /// Leases a shard that one other worker holds.
@@ -78,7 +123,7 @@ pub(super) fn lease_again(
     if changed == 0 {
         return Ok(None);
     }
-    let granted = grant(tx, now, shard, worker, ttl)?;
+    let granted = grant(tx, now, shard, worker, None, ttl)?;
     let message = "it lags: leased to an idle worker too; the first to finish counts";
     log_shard(tx, now, granted.job.as_str(), &granted.stage_name, shard, worker.as_str(), "info", message)?;
     Ok(Some(granted))
@@ -90,6 +135,7 @@ fn grant(
     now: Millis,
     shard: &ShardId,
     worker: &WorkerId,
+    gang: Option<&LeaseId>,
     ttl: Duration,
 ) -> Result<Granted> {
     let lease = LeaseId::generate();
@@ -109,21 +155,23 @@ fn grant(
                 task: row.get(4)?,
                 units: to_u64(row.get(5)?),
                 rows: row_range(row.get(6)?, row.get(7)?),
+                gang: gang.is_some(),
             };
             Ok((row.get::<_, String>(8)?, granted))
         },
     )?;
     granted.job = rows::job_id(&job)?;
     tx.execute(
-        "INSERT INTO leases (id, shard_id, fencing_token, worker_id, granted_ms, deadline_ms)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+        "INSERT INTO leases (id, shard_id, fencing_token, worker_id, granted_ms, deadline_ms, gang)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
         params![
             lease.as_str(),
             shard.as_str(),
             to_i64(granted.fencing_token),
             worker.as_str(),
             now,
-            now + millis(ttl)
+            now + millis(ttl),
+            gang.map(LeaseId::as_str)
         ],
     )?;
     Ok(granted)
@@ -139,14 +187,16 @@ pub(super) fn extend(
     let mut held = Vec::new();
     for lease in leases {
         // A lease whose deadline has passed but that nobody took back is still the holder's.
-        let shard: Option<String> = tx
+        let held_of: Option<(String, bool)> = tx
             .prepare_cached(
                 "UPDATE leases SET deadline_ms = ?1, worker_id = ?2 WHERE id = ?3 AND ended_ms IS NULL
-                 RETURNING shard_id",
+                 RETURNING shard_id, gang IS NOT NULL",
             )?
-            .query_row(params![now + millis(ttl), worker.as_str(), lease.as_str()], |row| row.get(0))
+            .query_row(params![now + millis(ttl), worker.as_str(), lease.as_str()], |row| {
+                Ok((row.get(0)?, row.get(1)?))
+            })
             .optional()?;
-        let Some(shard) = shard else { continue };
+        let Some((shard, gang)) = held_of else { continue };
         let (job, stage, units): (String, i64, i64) = tx
             .prepare_cached("SELECT job_id, stage, units FROM shards WHERE id = ?1")?
             .query_row([&shard], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
@@ -155,8 +205,10 @@ pub(super) fn extend(
         held.push(Held {
             lease: lease.clone(),
             job: rows::job_id(&job)?,
+            shard: rows::shard_id(&shard)?,
             stage: to_u32(stage),
             units: to_u64(units),
+            gang,
         });
     }
     Ok(held)

@@ -6,8 +6,12 @@ use rusqlite::{Connection, TransactionBehavior};
 use crate::store::{Result, StoreError};
 
 /// Step `i` takes the schema from version `i` to `i + 1`. Steps that were released are never edited.
-const STEPS: [&str; 3] =
-    [include_str!("schema.sql"), include_str!("schema_2.sql"), include_str!("schema_3.sql")];
+const STEPS: [&str; 4] = [
+    include_str!("schema.sql"),
+    include_str!("schema_2.sql"),
+    include_str!("schema_3.sql"),
+    include_str!("schema_4.sql"),
+];
 
 pub(super) fn migrate(connection: &mut Connection) -> Result<()> {
     apply(connection, &STEPS)
@@ -49,6 +53,7 @@ mod tests {
             STEPS[0],
             STEPS[1],
             STEPS[2],
+            STEPS[3],
             "CREATE TABLE added (id INTEGER); CREATE TABLE jobs (id INTEGER);",
         ];
         assert!(apply(&mut connection, &broken).is_err());

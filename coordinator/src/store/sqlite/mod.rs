@@ -222,6 +222,21 @@ impl JobStore for SqliteStore {
         self.write(move |tx, now| leases::lease_again(tx, now, &shard, &worker, ttl)).await
     }
 
+    async fn lease_gang(
+        &self,
+        shard: &ShardId,
+        workers: &[WorkerId],
+        ttl: Duration,
+    ) -> Result<Option<Vec<Granted>>> {
+        let (shard, workers) = (shard.clone(), workers.to_vec());
+        self.write(move |tx, now| leases::lease_gang(tx, now, &shard, &workers, ttl)).await
+    }
+
+    async fn gang(&self, key: &LeaseKey) -> Result<Vec<GangMember>> {
+        let key = key.clone();
+        self.read(move |tx, _| leases::gang(tx, &key)).await
+    }
+
     async fn extend(&self, worker: &WorkerId, leases: &[LeaseId], ttl: Duration) -> Result<Vec<Held>> {
         if leases.is_empty() {
             return Ok(Vec::new());

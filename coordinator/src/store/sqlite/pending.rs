@@ -40,7 +40,8 @@ pub(super) fn pending(tx: &Transaction<'_>, now: Millis, per_job: u32) -> Result
             continue;
         }
         let leased: i64 = tx.query_row(
-            "SELECT count(*) FROM shards WHERE job_id = ?1 AND state = ?2 AND local = 0",
+            "SELECT count(*) FROM leases l JOIN shards s ON s.id = l.shard_id
+             WHERE s.job_id = ?1 AND s.state = ?2 AND s.local = 0 AND l.ended_ms IS NULL",
             params![job, ShardState::Leased.code()],
             |row| row.get(0),
         )?;

@@ -16,8 +16,8 @@ pub(super) fn apply(tx: &Transaction<'_>, now: Millis, job: &JobId, steps: &[Ste
     }
     for step in steps {
         applied.progressed |= match step {
-            Step::Open { stage, fingerprint, shards } => {
-                open(tx, now, job, *stage, fingerprint.as_deref(), shards)?
+            Step::Open { stage, fingerprint, shards, message } => {
+                open(tx, now, job, *stage, fingerprint.as_deref(), shards, message)?
             }
             Step::Reuse { stage, fingerprint, outputs } => reuse(tx, now, job, *stage, fingerprint, outputs)?,
             Step::Skip { stage, message } => end_waiting(tx, now, job, *stage, StageState::Skipped, message)?,
@@ -74,6 +74,7 @@ fn open(
     stage: u32,
     fingerprint: Option<&str>,
     shards: &[NewShard],
+    message: &str,
 ) -> Result<bool> {
     if let Some(fingerprint) = fingerprint
         && let Some(other) = computing(tx, job, fingerprint)?
@@ -83,7 +84,7 @@ fn open(
     }
     let units: u64 = shards.iter().map(|shard| shard.units).sum();
     let opened = tx.execute(
-        "UPDATE stages SET state = ?1, fingerprint = ?2, shards_total = ?3, units_total = ?4, message = ''
+        "UPDATE stages SET state = ?1, fingerprint = ?2, shards_total = ?3, units_total = ?4, message = ?8
          WHERE job_id = ?5 AND idx = ?6 AND state = ?7",
         params![
             StageState::Running.code(),
@@ -93,14 +94,16 @@ fn open(
             job.as_str(),
             stage,
             StageState::Waiting.code(),
+            message,
         ],
     )?;
     if opened == 0 {
         return Ok(false);
     }
     let mut insert = tx.prepare_cached(
-        "INSERT INTO shards (id, job_id, stage, idx, local, task, requirements, units, state, row_start, row_end)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)",
+        "INSERT INTO shards (id, job_id, stage, idx, local, task, requirements, units, state, row_start, row_end,
+                             ranks)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)",
     )?;
     for (index, shard) in shards.iter().enumerate() {
         insert.execute(params![
@@ -115,10 +118,12 @@ fn open(
             ShardState::Pending.code(),
             shard.rows.map(|rows| rows::to_i64(rows.start)),
             shard.rows.map(|rows| rows::to_i64(rows.end)),
+            shard.requirements.ranks(),
         ])?;
     }
-    let message = format!("opened with {} shards", shards.len());
-    log_stage(tx, now, job, stage, "info", &message)?;
+    let opened = format!("opened with {} shards", shards.len());
+    let line = if message.is_empty() { opened } else { format!("{opened}; {message}") };
+    log_stage(tx, now, job, stage, "info", &line)?;
     finish_if_over(tx, now, job, stage)?;
     Ok(true)
 }

@@ -5,6 +5,13 @@ use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 use tonic::{Status, transport::Channel};
 
+/// The number before a word in a model's name; 0: none.
+fn number_before(name: &str, word: &str) -> u32 {
+    let Some((before, _)) = name.split_once(word) else { return 0 };
+    let digits = before.rsplit(|c: char| !c.is_ascii_digit()).next().unwrap_or_default();
+    digits.parse().unwrap_or(0)
+}
+
 /// What a shard made.
 #[derive(Clone, Debug, Default)]
 pub struct Made {
@@ -52,6 +59,10 @@ pub async fn compute(channel: &Channel, lease: &v1::Lease) -> Made {
                 name: model.name.clone(),
                 fingerprint: format!("fp-{}-{}", model.name, model.role),
                 architecture: "Any".into(),
+                // `6heads-90gib`
+                attention_heads: number_before(&model.name, "heads"),
+                weight_bytes: u64::from(number_before(&model.name, "gib")) << 30,
+                dtype: "f32".into(),
             });
             Made { resolved: resolved.collect(), ..Default::default() }
         }

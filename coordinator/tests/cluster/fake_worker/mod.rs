@@ -27,6 +27,8 @@ pub enum Act {
     Fail(v1::FailureClass, &'static str),
     /// Keep it and heartbeat.
     Hold,
+    /// Meet the other ranks with a model of this content; rank 0 completes, the others keep their leases.
+    Join(&'static str),
 }
 
 type Script = Arc<dyn Fn(&v1::Lease) -> Act + Send + Sync>;
@@ -39,6 +41,8 @@ struct Seen {
     jobs: Vec<String>,
     held: HashMap<String, v1::Lease>,
     cancelled: Vec<String>,
+    /// Shard and what was told, of every gang that this worker has joined.
+    joined: Vec<(String, v1::JoinGroupResponse)>,
     ended: bool,
 }
 
@@ -60,6 +64,13 @@ pub fn hello(name: &str, slots: u32) -> v1::Hello {
         slots,
         ..Default::default()
     }
+}
+
+/// A worker that can be a rank of a group.
+pub fn rank(name: &str, slots: u32) -> v1::Hello {
+    let features = ["data-parallel", "tensor-parallel"].map(str::to_owned).into();
+    let backends = vec![v1::BackendInfo { name: "libtorch".into(), features, ..Default::default() }];
+    v1::Hello { backends, ..hello(name, slots) }
 }
 
 impl FakeWorker {
@@ -159,6 +170,10 @@ impl FakeWorker {
         self.seen.lock().unwrap().cancelled.clone()
     }
 
+    pub fn joined(&self) -> Vec<(String, v1::JoinGroupResponse)> {
+        self.seen.lock().unwrap().joined.clone()
+    }
+
     pub fn ended(&self) -> bool {
         self.seen.lock().unwrap().ended
     }
@@ -228,7 +243,35 @@ async fn end(channel: Channel, seen: Arc<Mutex<Seen>>, lease: v1::Lease, act: Ac
             })
             .await
             .map(drop),
-        _ => {
+        Act::Join(content) => match join(&channel, &lease, content).await {
+            Ok(told) => {
+                let leads = told.rank == 0;
+                seen.lock().unwrap().joined.push((lease.shard_id.clone(), told));
+                if !leads {
+                    return;
+                }
+                let made = compute(&channel, &lease).await;
+                complete(&channel, &lease, made).await.map(drop)
+            }
+            Err(status) => {
+                let class = match status.code() {
+                    Code::DeadlineExceeded => v1::FailureClass::Infrastructure,
+                    _ => v1::FailureClass::Attempt,
+                };
+                WorkerServiceClient::new(channel.clone())
+                    .fail_shard(v1::FailShardRequest {
+                        lease_id: lease.lease_id.clone(),
+                        fencing_token: lease.fencing_token,
+                        shard_id: lease.shard_id.clone(),
+                        failure_class: class.into(),
+                        code: "model_differs".into(),
+                        message: status.message().into(),
+                    })
+                    .await
+                    .map(drop)
+            }
+        },
+        Act::Complete | Act::Hold => {
             let made = compute(&channel, &lease).await;
             complete(&channel, &lease, made).await.map(drop)
         }
@@ -241,6 +284,19 @@ async fn end(channel: Channel, seen: Arc<Mutex<Seen>>, lease: v1::Lease, act: Ac
             "{status}"
         );
     }
+}
+
+async fn join(channel: &Channel, lease: &v1::Lease, content: &str) -> Result<v1::JoinGroupResponse, Status> {
+    let request = v1::JoinGroupRequest {
+        lease_id: lease.lease_id.clone(),
+        fencing_token: lease.fencing_token,
+        shard_id: lease.shard_id.clone(),
+        address: format!("127.0.0.1:{}", lease.fencing_token),
+        model_fingerprint: content.into(),
+        backend: "libtorch test f32".into(),
+        ..Default::default()
+    };
+    Ok(WorkerServiceClient::new(channel.clone()).join_group(request).await?.into_inner())
 }
 
 async fn complete(

@@ -68,7 +68,7 @@ pub fn of(
     Ok(log_probs)
 }
 
-/// log(softmax(logits))[token] for each of `tokens`, whose decoder outputs are `(tokens, d_model)`.
+/// Logarithm of the softmax at each of `tokens`, whose decoder outputs are `(tokens, d_model)`.
 ///
 /// Ranks exchange two numbers a token, not the logits: log(sum(e^logit)) over their tokens, and the token's logit
 /// from whoever has it.

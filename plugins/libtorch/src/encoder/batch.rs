@@ -1,7 +1,5 @@
 //! Rows of a ragged batch that go through a network together.
 
-use std::ops::Range;
-
 use cappy_plugin_abi::RaggedTokens;
 use cappy_plugin_models::encoder::pieces::pieces;
 use tch::{Device, Kind, Tensor};
@@ -28,14 +26,29 @@ pub struct Batch<'a> {
 }
 
 /// Indices of some rows, short ones first, in batches of at most `budget` tokens (a longer row alone).
-pub fn by_length(all: RaggedTokens<'_>, rows: Range<usize>, budget: usize) -> Vec<Vec<usize>> {
-    let mut order: Vec<usize> = rows.collect();
-    order.sort_by_key(|&row| all.row(row).len());
+pub fn by_length(all: RaggedTokens<'_>, mut rows: Vec<usize>, budget: usize) -> Vec<Vec<usize>> {
+    rows.sort_by_key(|&row| all.row(row).len());
     let mut offsets = vec![0];
-    for &row in &order {
+    for &row in &rows {
         offsets.push(offsets[offsets.len() - 1] + all.row(row).len() as u32);
     }
-    pieces(&offsets, budget).into_iter().map(|range| order[range].to_vec()).collect()
+    pieces(&offsets, budget).into_iter().map(|range| rows[range].to_vec()).collect()
+}
+
+/// The rows that rank `rank` of `world` computes: of nearly as many tokens as any other rank's, as they wait for each
+/// other. Long rows are dealt first, each to whoever has the fewest tokens.
+pub fn share(all: RaggedTokens<'_>, rank: usize, world: usize) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..all.rows()).collect();
+    order.sort_by_key(|&row| std::cmp::Reverse(all.row(row).len()));
+    let (mut tokens, mut own) = (vec![0; world], Vec::new());
+    for row in order {
+        let least = (0..world).min_by_key(|&rank| tokens[rank]).expect("a world has ranks");
+        tokens[least] += all.row(row).len();
+        if least == rank {
+            own.push(row);
+        }
+    }
+    own
 }
 
 impl<'a> Batch<'a> {
@@ -136,5 +149,46 @@ impl<'a> Batch<'a> {
     /// `OutOfMemory`.
     pub fn joined(&self, groups: &[Tensor]) -> Result<Tensor> {
         join(groups, &self.back)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use cappy_plugin_abi::TokenRows;
+
+    #[test]
+    fn shares_are_alike_and_cover_all_rows() {
+        let mut rows = TokenRows::new();
+        for length in [7, 100, 3, 90, 50, 55, 8, 60, 2] {
+            rows.push(&vec![1; length]);
+        }
+        let all = rows.view();
+        for world in 1..=10 {
+            let shares: Vec<_> = (0..world).map(|rank| share(all, rank, world)).collect();
+            let mut covered: Vec<usize> = shares.concat();
+            covered.sort_unstable();
+            assert_eq!(covered, (0..9).collect::<Vec<_>>(), "{world}");
+            assert_eq!(
+                shares.iter().filter(|share| share.is_empty()).count(),
+                world.saturating_sub(9),
+                "{world}"
+            );
+        }
+        let tokens = |rows: &[usize]| rows.iter().map(|&row| all.row(row).len()).sum::<usize>();
+        let pair = [0, 1].map(|rank| tokens(&share(all, rank, 2)));
+        assert!(pair[0].abs_diff(pair[1]) < 30, "{pair:?}");
+    }
+
+    #[test]
+    fn batches_hold_every_row_once_within_the_budget() {
+        let mut rows = TokenRows::new();
+        (0..50).for_each(|i| rows.push(&vec![1; 1 + i * 7 % 40]));
+        let batches = by_length(rows.view(), (0..50).collect(), 100);
+        let lengths: Vec<usize> = batches.concat().iter().map(|&row| rows.view().row(row).len()).collect();
+        assert!(lengths.is_sorted() && lengths.len() == 50);
+        assert!(
+            batches.iter().all(|b| b.iter().map(|&row| rows.view().row(row).len()).sum::<usize>() <= 100)
+        );
     }
 }

@@ -66,7 +66,7 @@ pub fn logits(
     let mut logits = vec![0.0; all.rows() * labels];
     let budget = if device == Device::Cpu { CPU_TOKENS } else { GPU_TOKENS };
     let mut done = 0;
-    for rows in by_length(all, 0..all.rows(), budget) {
+    for rows in by_length(all, (0..all.rows()).collect(), budget) {
         let batch = Batch::new(all, &rows, device, kind)?;
         let of_batch = network.forward(&Pass::scoring(&batch, control))?;
         for (&row, values) in rows.iter().zip(numbers(&of_batch)?.chunks_exact(labels)) {

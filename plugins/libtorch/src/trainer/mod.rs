@@ -24,11 +24,10 @@ use cappy_plugin_models::weights::Checkpoint;
 use tch::{Device, Kind, Tensor};
 
 use crate::encoder::architecture::{Architecture, Network};
-use crate::encoder::batch::{Batch, by_length};
+use crate::encoder::batch::{Batch, by_length, share};
 use crate::encoder::pass::Pass;
 use crate::encoder::scorer::{logits, numbers};
 use crate::engine::Result;
-use crate::weights::part;
 use adamw::Step;
 use parallel::Parallel;
 use variables::Variables;
@@ -151,15 +150,14 @@ impl EncoderTrainer {
         control: &dyn Control,
     ) -> Result<f64> {
         let count = all.rows();
-        let mut own = 0..count;
+        let mut place = (0, 1);
         if let Place::Among(parallel) = &mut self.ranks {
             self.updates = parallel.share(&mut self.variables, self.updates, control)?;
             parallel.settle(&mut self.variables, control)?;
-            let (rank, world) = parallel.place();
-            own = part(count, rank, world);
+            place = parallel.place();
         }
         let budget = if self.device == Device::Cpu { CPU_TOKENS } else { GPU_TOKENS };
-        let batches = by_length(all, own, budget);
+        let batches = by_length(all, share(all, place.0, place.1), budget);
         let (mut total, mut done) = (0.0, 0);
         let mut waiting = None;
         for (i, rows) in batches.iter().enumerate() {

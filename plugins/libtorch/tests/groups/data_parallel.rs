@@ -187,7 +187,8 @@ fn agree(scene: &str, world: u32, options: TrainerOptions) {
             }
         }
     }
-    for mut rank in ranks {
+    // Rank 0 last: the others say goodbye at its store.
+    for mut rank in ranks.into_iter().rev() {
         rank.tell();
         rank.ends();
     }

@@ -52,11 +52,8 @@ fn torch<'a>(library: &impl Object<'a>, crate_name: &str) -> Result<Option<Torch
     let found = exported(library, TORCH_ABI_PREFIX)?;
     let Some((_, address)) = found.into_iter().find(|(name, _)| name == crate_name) else { return Ok(None) };
     let bytes = bytes_at(library, address, size_of::<u64>())?.and_then(<[u8]>::first_chunk);
-    match bytes.map(|bytes| u64::from_ne_bytes(*bytes)) {
-        // Zeros take no room in a file.
-        None | Some(0) => Err(Refusal::NoEngine),
-        Some(version) => Ok(Some(TorchVersion(version))),
-    }
+    // Zeros need take no room in a file.
+    Ok(Some(TorchVersion(bytes.map_or(0, |bytes| u64::from_ne_bytes(*bytes)))))
 }
 
 /// Refuses a declaration of another ABI.

@@ -29,6 +29,11 @@ const VERSION_SYMBOL: &CStr = c"aoti_torch_abi_version";
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TorchVersion(pub u64);
 
+impl TorchVersion {
+    /// Of a plugin that was built without its engine.
+    pub const NONE: Self = Self(0);
+}
+
 impl fmt::Display for TorchVersion {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let [major, minor, patch, ..] = self.0.to_be_bytes();
@@ -48,6 +53,9 @@ struct Opened {
 ///
 /// `directory` is the operator's choice of a `torch/lib`; without one, the folders above the `plugin` are searched.
 pub(crate) fn provide(wanted: TorchVersion, directory: Option<&Path>, plugin: &Path) -> Result<(), Refusal> {
+    if wanted == TorchVersion::NONE {
+        return Err(Refusal::NoEngine);
+    }
     let mut opened = OPENED.lock().unwrap_or_else(PoisonError::into_inner);
     if opened.is_none() {
         *opened = Some(open(wanted, directory, plugin)?);

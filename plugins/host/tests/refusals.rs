@@ -132,13 +132,13 @@ fn another_abi_version_is_refused_with_both() {
 fn a_plugin_built_against_a_changed_border_is_refused() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
     let copy = Path::new(env!("CARGO_TARGET_TMPDIR")).join("changed-border");
-    for part in ["plugins/abi", "plugins/echo"] {
+    for part in ["plugins/abi", "plugins/echo", "plugins/suite"] {
         mirror(&root.join(part), &copy.join(part));
     }
     let manifest = fs::read_to_string(root.join("Cargo.toml")).expect("readable");
     let (packages, _profiles) = manifest.split_once("[profile.").expect("profiles come last");
     let (_, packages) = packages.split_once("[workspace.package]").expect("behind the members");
-    let members = "[workspace]\nresolver = \"3\"\nmembers = [\"plugins/abi\", \"plugins/echo\"]\n";
+    let members = "[workspace]\nresolver = \"3\"\nmembers = [\"plugins/*\"]\n";
     write_changed(&copy.join("Cargo.toml"), format!("{members}\n[workspace.package]{packages}").as_bytes());
     write_changed(&copy.join("Cargo.lock"), &fs::read(root.join("Cargo.lock")).expect("readable"));
     let values = "plugins/abi/src/border/values.rs";

@@ -60,9 +60,9 @@ impl Backend for CandleBackend {
         let options: TrainerOptions = options(request)?;
         Group::refuse(options.group.as_ref(), NAME)?;
         let family = Identity::parse(&request.config_json)?.family;
-        if !family.trains() {
+        if !family.is_like_bert() {
             let trained: Vec<&str> =
-                Family::ALL.into_iter().filter(|f| f.trains()).map(Family::model_type).collect();
+                Family::ALL.into_iter().filter(|f| f.is_like_bert()).map(Family::model_type).collect();
             return Err(Failure::unsupported(format!(
                 "the candle backend does not fine-tune `{}` yet; start from one of {}",
                 family.model_type(),

@@ -1,4 +1,12 @@
 //! The libtorch backend: PyTorch's kernels through `tch`, and groups of ranks through c10d.
+//!
+//! One request on its way: the host opens this library and hands a directory to [`LibtorchBackend`] (`backend.rs`).
+//! `config.json` and checkpoints are read by `cappy_plugin_models`; `weights.rs` makes tensors of what is asked for. A
+//! classifier is one of `encoder`'s networks, a generator is `t5`; both send packed tokens through linear layers and
+//! groups of rows of nearly equal lengths (`ragged.rs`) through attention. `trainer` fine-tunes the same networks with
+//! autograd. Several processes compute together through `group`: ranks of a trainer share the rows of every
+//! micro-batch, ranks of a generator its weights. Without the feature `torch` none of this is there, and the backend
+//! says so.
 
 mod backend;
 #[cfg(feature = "torch")]
@@ -11,6 +19,8 @@ mod engine;
 pub mod group;
 #[cfg(feature = "torch")]
 pub mod inference;
+#[cfg(feature = "torch")]
+mod ragged;
 #[cfg(feature = "torch")]
 pub mod t5;
 #[cfg(feature = "torch")]

@@ -4,7 +4,7 @@ use tch::{Kind, Tensor};
 
 use super::pass::Pass;
 use crate::engine::Result;
-use crate::t5::ragged::Group;
+use crate::ragged::Group;
 
 /// Queries that attend together where attention is local.
 const BLOCK: usize = 256;

@@ -5,7 +5,7 @@ use cappy_plugin_models::encoder::pieces::pieces;
 use tch::{Device, Kind, Tensor};
 
 use crate::engine::Result;
-use crate::t5::ragged::{Ragged, Take, join};
+use crate::ragged::{Ragged, Take, join};
 
 /// Some rows of a ragged batch, one after the other, and how they are padded for attention.
 pub struct Batch<'a> {

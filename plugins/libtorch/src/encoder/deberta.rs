@@ -13,7 +13,7 @@ use super::attention::Attention;
 use super::parts::{Linear, Norm, Parameters};
 use super::pass::{Of, Pass};
 use crate::engine::{Error, Result};
-use crate::t5::ragged::Group;
+use crate::ragged::Group;
 
 /// The network of a classifier.
 pub struct Deberta {

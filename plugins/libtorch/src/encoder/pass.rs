@@ -8,7 +8,7 @@ use tch::{Kind, Tensor};
 
 use super::batch::Batch;
 use crate::engine::Result;
-use crate::t5::ragged::Group;
+use crate::ragged::Group;
 use crate::weights::filled;
 
 /// Rows of a mask that one task makes.

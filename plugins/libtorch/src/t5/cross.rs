@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use tch::{Device, Tensor};
 
 use super::model::{attend, split};
-use super::ragged::{Group, Take, join};
 use crate::engine::Result;
+use crate::ragged::{Group, Take, join};
 
 /// Sources of nearly equal lengths.
 pub struct SourceGroup {

@@ -6,8 +6,8 @@ use tch::{Device, Kind, Tensor};
 use super::cross::Encoding;
 use super::model::{Model, Pass};
 use super::positions::Positions;
-use super::ragged::{Ragged, blocks};
 use crate::engine::Result;
+use crate::ragged::{Ragged, blocks};
 
 /// Target tokens that go through the decoder together; a longer target goes alone.
 const BLOCK_TOKENS: usize = 2048;

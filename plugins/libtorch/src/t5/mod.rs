@@ -2,7 +2,7 @@
 //!
 //! A request's way: [`load`] reads the shape and this rank's slices of the tensors (`weights.rs`; `shard.rs` says which
 //! those are). `encode` sends ragged rows through the encoder (`model.rs`): all tokens at once through linear layers,
-//! groups of rows of nearly equal lengths (`ragged.rs`) through attention. It keeps the keys and values that the
+//! groups of rows of nearly equal lengths (`crate::ragged`) through attention. It keeps the keys and values that the
 //! decoder's cross-attention needs (`cross.rs`), computed once, shared by all decodings and likelihoods. `generate`
 //! (`generate.rs`) steps all beams and samples of all rows as one batch over a cache (`cache.rs`); what a decoding
 //! makes of a step's logits is in `cappy_plugin_models::t5`, the same for every backend. `log_likelihood`
@@ -17,7 +17,6 @@ mod generate;
 mod likelihood;
 mod model;
 mod positions;
-pub(crate) mod ragged;
 mod shard;
 #[cfg(test)]
 mod tests;
@@ -38,6 +37,7 @@ use tch::{Device, Kind};
 use crate::engine::Result;
 use crate::group::Ranks;
 use crate::inference::InferenceMode;
+use crate::ragged::blocks;
 use cross::Encoding;
 use model::{Model, Pass};
 use positions::Positions;
@@ -124,7 +124,7 @@ impl T5 {
         order.sort_by_key(|&row| sources.row(row).len());
         let lengths: Vec<usize> = order.iter().map(|&row| sources.row(row).len()).collect();
         let mut groups = Vec::new();
-        for block in ragged::blocks(&lengths, BLOCK_TOKENS) {
+        for block in blocks(&lengths, BLOCK_TOKENS) {
             if control.cancelled() {
                 return Err(Failure::cancelled("the call was cancelled").into());
             }

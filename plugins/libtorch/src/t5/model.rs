@@ -9,10 +9,10 @@ use tch::{Device, Kind, Tensor};
 
 use super::cross::{Asking, Encoding, SourceGroup};
 use super::positions::Positions;
-use super::ragged::{Group, Ragged};
 use super::shard::Shard;
 use super::weights::{Layer, Stack, Weights};
 use crate::engine::Result;
+use crate::ragged::{Group, Ragged};
 
 /// Biases that are held at once for a group of rows: 128 MB.
 const MASK_VALUES: usize = 1 << 25;

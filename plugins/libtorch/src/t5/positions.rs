@@ -6,8 +6,8 @@ use cappy_plugin_models::t5::bias::{Bias, Buckets};
 use cappy_plugin_models::t5::config::Config;
 use tch::{Device, Kind, Tensor};
 
-use super::ragged::Group;
 use crate::engine::Result;
+use crate::ragged::Group;
 
 /// Biases of one stack, for the heads of a rank.
 pub struct Positions {

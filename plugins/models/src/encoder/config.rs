@@ -65,7 +65,7 @@ impl EncoderConfig {
     /// `BadModel` for what is wrong, `Unsupported` for what this backend does not compute; both name the field.
     pub fn parse(json: &str) -> Result<Self, Failure> {
         let Identity { family, classifier, labels, label_row } = Identity::parse(json)?;
-        if !family.trains() {
+        if !family.is_like_bert() {
             return Err(Failure::unsupported(format!("`{}` is not built like BERT", family.model_type())));
         }
         let raw: Raw = parse(json)?;

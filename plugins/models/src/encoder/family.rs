@@ -56,8 +56,8 @@ impl Family {
         }
     }
 
-    /// Whether this backend's trainer knows it: the families that are built like BERT.
-    pub fn trains(self) -> bool {
+    /// Whether it is built like BERT, but for positions, segments and head.
+    pub fn is_like_bert(self) -> bool {
         !matches!(self, Self::ModernBert | Self::DebertaV2)
     }
 

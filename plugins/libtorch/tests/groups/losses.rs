@@ -95,7 +95,7 @@ fn a_cancelled_rank_leaves_at_once_and_the_others_are_told() {
 /// Alive, but not in the exchange: only the group's timeout can end that.
 #[test]
 fn a_rank_that_stands_still_is_waited_for_as_long_as_the_group_says() {
-    let mut ranks = Place::new(3, 2).start("all but one sum");
+    let mut ranks = Place::new(3, 6).start("all but one sum");
     ranks.iter_mut().for_each(|rank| rank.expect("there"));
     for rank in [0, 2] {
         let said = ranks[rank].hears();

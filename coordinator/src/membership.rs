@@ -24,6 +24,10 @@ use crate::{
 pub(crate) const OUTBOX: usize = 256;
 /// Lost workers that are remembered for people.
 const LOST_REMEMBERED: usize = 32;
+/// Shards taken from a worker that are remembered.
+const TAKEN_REMEMBERED: usize = 16;
+/// A worker that is lost within this was lost while it worked on what was taken from it.
+const TAKEN_LATELY: Duration = Duration::from_secs(5);
 /// Artifacts remembered for a worker, newest last.
 const ARTIFACTS_REMEMBERED: usize = 4096;
 
@@ -38,11 +42,19 @@ pub(crate) struct Cluster {
 #[derive(Debug, Default)]
 struct State {
     members: HashMap<WorkerId, Member>,
-    lost: VecDeque<v1::Worker>,
+    lost: VecDeque<Lost>,
     /// Leases of pure stages.
     local: HashMap<LeaseId, Lease>,
     /// Turns ties between equally busy workers.
     turn: usize,
+}
+
+/// A worker whose session has ended.
+#[derive(Debug)]
+struct Lost {
+    view: v1::Worker,
+    /// What it was working on, until it is known why it was lost.
+    shards: Vec<ShardId>,
 }
 
 #[derive(Debug)]
@@ -52,6 +64,8 @@ struct Member {
     heartbeat: SystemTime,
     resident: Vec<String>,
     leases: HashMap<LeaseId, Lease>,
+    /// Shards that were taken from it lately, newest last: those of a gang go with the first sign that a rank is lost.
+    taken: VecDeque<(ShardId, Instant)>,
     artifacts: Recent,
     draining: bool,
     /// False while it may hold leases of an earlier session that its first heartbeat will name.
@@ -111,8 +125,8 @@ impl Cluster {
         let mut state = self.lock();
         // A worker of this name was lost with leases: this may be the same process, which still works on them.
         let returning = self.returning_until.is_some_and(|until| Instant::now() < until);
-        let settled =
-            !returning && !state.lost.iter().any(|lost| lost.name == hello.name && lost.busy_slots > 0);
+        let settled = !returning
+            && !state.lost.iter().any(|lost| lost.view.name == hello.name && lost.view.busy_slots > 0);
         state.members.insert(
             worker.clone(),
             Member {
@@ -121,6 +135,7 @@ impl Cluster {
                 heartbeat: now,
                 resident: Vec::new(),
                 leases: HashMap::new(),
+                taken: VecDeque::new(),
                 artifacts: Recent::default(),
                 draining: false,
                 settled,
@@ -131,6 +146,17 @@ impl Cluster {
         (worker, inbox)
     }
 
+    /// What the lost worker of this name was working on, which is asked once: whoever comes in its place knows how it
+    /// died.
+    pub(crate) fn lost_work(&self, name: &str) -> Vec<(WorkerId, ShardId)> {
+        let mut state = self.lock();
+        let Some(lost) = state.lost.iter_mut().rev().find(|lost| lost.view.name == name) else {
+            return Vec::new();
+        };
+        let Ok(worker) = lost.view.id.parse::<WorkerId>() else { return Vec::new() };
+        std::mem::take(&mut lost.shards).into_iter().map(|shard| (worker.clone(), shard)).collect()
+    }
+
     /// A session has ended. True if the worker held leases.
     pub(crate) fn leave(&self, worker: &WorkerId) -> bool {
         let mut state = self.lock();
@@ -138,7 +164,9 @@ impl Cluster {
         let had_leases = !member.leases.is_empty();
         let mut view = member.view(worker);
         view.state = v1::WorkerState::Lost.into();
-        state.lost.push_back(view);
+        let taken = member.taken.iter().filter(|(_, since)| since.elapsed() < TAKEN_LATELY);
+        let shards = member.leases.values().map(|lease| &lease.shard).chain(taken.map(|(shard, _)| shard));
+        state.lost.push_back(Lost { view, shards: shards.cloned().collect() });
         if state.lost.len() > LOST_REMEMBERED {
             state.lost.pop_front();
         }
@@ -228,7 +256,11 @@ impl Cluster {
         let mut state = self.lock();
         state.local.remove(lease);
         for member in state.members.values_mut() {
-            if member.leases.remove(lease).is_some() {
+            if let Some(taken) = member.leases.remove(lease) {
+                member.taken.push_back((taken.shard, Instant::now()));
+                if member.taken.len() > TAKEN_REMEMBERED {
+                    member.taken.pop_front();
+                }
                 let cancel = v1::CancelLease { lease_id: lease.to_string(), reason: reason.to_owned() };
                 send(&member.outbox, v1::session_response::Message::CancelLease(cancel));
             }
@@ -352,7 +384,7 @@ impl Cluster {
         let mut workers: Vec<v1::Worker> =
             state.members.iter().map(|(worker, member)| member.view(worker)).collect();
         workers.sort_by(|a, b| a.id.cmp(&b.id));
-        workers.extend(state.lost.iter().cloned());
+        workers.extend(state.lost.iter().map(|lost| lost.view.clone()));
         workers
     }
 

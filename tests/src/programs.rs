@@ -20,6 +20,9 @@ const OF_THE_TEST: [&str; 7] = [
     "OUT_DIR",
 ];
 
+/// What is there when libtorch is.
+const LIBTORCH: &str = "libtorch_cpu.so";
+
 /// Where they are.
 #[derive(Debug)]
 pub struct Programs {
@@ -29,6 +32,8 @@ pub struct Programs {
     pub coordinator: PathBuf,
     /// `cappy-worker`
     pub worker: PathBuf,
+    /// libtorch's libraries, where the libtorch plugin is built with its engine.
+    pub torch_lib_dir: Option<PathBuf>,
     plugins: BTreeMap<String, PathBuf>,
 }
 
@@ -71,6 +76,12 @@ fn build() -> Programs {
     // The whole workspace, as the test command builds it before: another selection would have other features of the
     // dependencies, and build them again.
     command.arg("--workspace");
+    // Where libtorch is laid out, the test command builds its backend with it, too.
+    let torch_lib_dir = env::var_os("LIBTORCH").map(|tree| PathBuf::from(tree).join("lib"));
+    let torch_lib_dir = torch_lib_dir.filter(|lib| lib.join(LIBTORCH).exists());
+    if torch_lib_dir.is_some() {
+        command.args(["--features", "cappy-plugin-libtorch/torch"]);
+    }
     command.arg("--manifest-path").arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("../Cargo.toml"));
     command.arg("--target-dir").arg(target);
     for (name, _) in env::vars_os() {
@@ -101,6 +112,7 @@ fn build() -> Programs {
         client: executable("cappy-client"),
         coordinator: executable("cappy-coordinator"),
         worker: executable("cappy-worker"),
+        torch_lib_dir,
         plugins,
     }
 }

@@ -52,6 +52,8 @@ pub struct Config {
     pub backends: Backends,
     /// Directory of further libraries, beside those linked in.
     pub plugin_path: Option<PathBuf>,
+    /// How the worker's process before this one died; empty: it did not.
+    pub previous_end: String,
     /// Address by which the other ranks of a group reach this worker; `None`: the one from which it reaches the
     /// coordinator.
     pub group_host: Option<String>,
@@ -95,6 +97,7 @@ impl Config {
             name: host_name(),
             backends,
             plugin_path: None,
+            previous_end: String::new(),
             group_host: None,
             torch_lib_dir: None,
             device: "cpu".to_owned(),

@@ -321,6 +321,7 @@ async fn run_device(worker: WorkerArgs, device: String, leashed: bool) -> anyhow
     config.dtype = worker.dtype;
     config.slots = worker.slots;
     config.group_host = worker.group_host;
+    config.previous_end = std::env::var(supervisor::PREVIOUS_END).unwrap_or_default();
     config.inference_listen = Some(worker.inference_listen);
     config.cache_bytes = worker.cache_bytes;
     config.queue = worker.queue;

@@ -158,6 +158,7 @@ pub async fn start(config: Config, stop: CancellationToken) -> Result<Handle, St
                 .map(|address| advertised(address, &config.name))
                 .unwrap_or_default(),
             memory_bytes: config.memory_bytes,
+            previous_end: config.previous_end.clone(),
         };
         let group_host = config.group_host.clone();
         SessionConfig { coordinator, hello, engine, cache, scratch, group_host }

@@ -19,6 +19,9 @@ use tokio_util::sync::CancellationToken;
 /// What a child reads when it shall finish and end.
 pub const DRAIN_LINE: &str = "drain";
 
+/// Variable in which a child finds how the one before it died.
+pub const PREVIOUS_END: &str = "CAPPY_PREVIOUS_END";
+
 /// First and longest pause before a child is started again.
 const RESTART_PAUSE: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(30));
 
@@ -67,9 +70,12 @@ async fn keep(
     kill: CancellationToken,
 ) -> Ended {
     let mut pause = RESTART_PAUSE.0;
+    let mut previous_end = String::new();
     loop {
         let started = Instant::now();
-        let reason = match command(device).stdin(Stdio::piped()).kill_on_drop(true).spawn() {
+        let mut command = command(device);
+        command.stdin(Stdio::piped()).kill_on_drop(true).env(PREVIOUS_END, &previous_end);
+        let reason = match command.spawn() {
             Err(error) => format!("cannot be started: {error}"),
             Ok(child) => {
                 tracing::info!(device, pid = child.id(), "started a worker process");
@@ -97,6 +103,7 @@ async fn keep(
             pause_ms = pause.as_millis() as u64,
             "worker process died, starting it again"
         );
+        previous_end = reason;
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
             () = drain.cancelled() => return Ended::Done,
@@ -185,7 +192,8 @@ mod tests {
     async fn a_killed_child_is_started_again_and_a_drained_one_is_not() {
         let dir = tempfile::tempdir().unwrap();
         let log = dir.path().join("log");
-        let script = format!("echo $$ $0 >> {}; read line; test \"$line\" = drain", log.display());
+        let script =
+            format!("echo $$ $0 $CAPPY_PREVIOUS_END >> {}; read line; test \"$line\" = drain", log.display());
         let command = move |device: &str| {
             let mut command = Command::new("sh");
             command.args(["-c", &script, device]);
@@ -197,7 +205,8 @@ mod tests {
         let pid = first.split(' ').next().unwrap().to_owned();
         assert!(Command::new("kill").args(["-9", &pid]).status().await.unwrap().success());
         let both = lines(&log, 2).await;
-        assert!(both[1].ends_with(" cpu") && both[0] != both[1]);
+        assert!(both[0].ends_with(" cpu"), "nothing died before it: {both:?}");
+        assert!(both[1].contains(" cpu signal 9 (killed"), "it knows how the first died: {both:?}");
         drain.cancel();
         assert_eq!(running.await.unwrap(), [Ended::Done]);
         assert_eq!(lines(&log, 2).await.len(), 2);

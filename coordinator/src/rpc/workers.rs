@@ -39,6 +39,9 @@ impl v1::worker_service_server::WorkerService for Workers {
             .await
             .map_err(|_| Status::deadline_exceeded("no hello came"))??;
         let name = hello.name.clone();
+        if !hello.previous_end.is_empty() {
+            self.tell_end(&name, &hello.previous_end).await;
+        }
         let (worker, inbox) = self.context.cluster.join(hello);
         tracing::info!(%worker, name, "worker connected");
         let welcome = v1::SessionResponse {
@@ -185,6 +188,19 @@ impl v1::worker_service_server::WorkerService for Workers {
             group_id: answer.group_id,
             resident: answer.resident,
         }))
+    }
+}
+
+impl Workers {
+    /// Tells the jobs that a worker was working for how its process died.
+    async fn tell_end(&self, name: &str, end: &str) {
+        let end: String = end.chars().take(MAX_MESSAGE_CHARS).collect();
+        for (worker, shard) in self.context.cluster.lost_work(name) {
+            let message = format!("the process of worker `{name}` died: {end}");
+            if let Err(error) = self.context.store.note(&shard, &worker, &message).await {
+                tracing::error!(error = &error as &dyn std::error::Error, "failed to note a worker's end");
+            }
+        }
     }
 }
 

@@ -12,11 +12,16 @@ use super::{
 };
 
 const SHARDS: usize = 3;
+/// The last shard is for so many ranks.
+const RANKS: usize = 2;
+const GANG: usize = SHARDS - 1;
 
 #[derive(Clone, Debug)]
 enum Action {
     /// Lease the n-th shard.
     Lease(usize),
+    /// Lease the n-th shard to two workers together.
+    LeaseGang(usize),
     /// Lease it a second time.
     LeaseAgain(usize),
     /// Act on the n-th lease ever granted.
@@ -36,6 +41,7 @@ fn action() -> impl Strategy<Value = Action> {
     ];
     prop_oneof![
         6 => (0..SHARDS).prop_map(Action::Lease),
+        5 => (0..SHARDS).prop_map(Action::LeaseGang),
         4 => (0..SHARDS).prop_map(Action::LeaseAgain),
         5 => (0..12usize).prop_map(Action::Complete),
         3 => ((0..12usize), class).prop_map(|(lease, class)| Action::Fail(lease, class)),
@@ -105,7 +111,8 @@ impl Model {
         };
         let pause = if expired { 0 } else { (1u64 << (count - 1).min(16)).min(60) };
         if let Is::Leased(held) = &mut self.shards[shard] {
-            held.retain(|(held, _)| *held != lease);
+            // A gang ends as one.
+            held.retain(|(held, _)| *held != lease && shard != GANG);
             if held.is_empty() {
                 self.shards[shard] = Is::Pending { not_before: self.now + pause };
             }
@@ -125,10 +132,12 @@ async fn follow(store: SqliteStore, actions: Vec<Action>) {
     let job = new_job(None, 1);
     let id: JobId = job.id.clone();
     store.submit(job).await.unwrap();
+    let mut new_shards = shards(SHARDS);
+    new_shards[GANG].requirements.gang = Some(Gang { kind: GangKind::Data, ranks: RANKS as u32 });
     store
         .apply(
             &id,
-            vec![Step::Open { stage: 0, fingerprint: None, shards: shards(SHARDS), message: String::new() }],
+            vec![Step::Open { stage: 0, fingerprint: None, shards: new_shards, message: String::new() }],
         )
         .await
         .unwrap();
@@ -147,7 +156,7 @@ async fn follow(store: SqliteStore, actions: Vec<Action>) {
         match action {
             Action::Lease(shard) => {
                 let granted = store.lease(&ids[shard], &WorkerId::generate(), TTL).await.unwrap();
-                assert_eq!(granted.is_some(), model.may_lease(shard));
+                assert_eq!(granted.is_some(), shard != GANG && model.may_lease(shard));
                 let Some(granted) = granted else { continue };
                 let before = tokens.insert(ids[shard].clone(), granted.fencing_token);
                 assert!(before.is_none_or(|token| token < granted.fencing_token), "tokens only grow");
@@ -160,6 +169,25 @@ async fn follow(store: SqliteStore, actions: Vec<Action>) {
                     fencing_token: granted.fencing_token,
                     shard: granted.shard,
                 });
+            }
+            Action::LeaseGang(shard) => {
+                let workers: Vec<WorkerId> = (0..RANKS).map(|_| WorkerId::generate()).collect();
+                let granted = store.lease_gang(&ids[shard], &workers, TTL).await.unwrap();
+                assert_eq!(granted.is_some(), shard == GANG && model.may_lease(shard));
+                let Some(granted) = granted else { continue };
+                let deadline = model.now + TTL.as_secs();
+                let numbers = model.leases.len()..model.leases.len() + RANKS;
+                model.shards[shard] = Is::Leased(numbers.map(|number| (number, deadline)).collect());
+                for granted in granted {
+                    let before = tokens.insert(ids[shard].clone(), granted.fencing_token);
+                    assert!(before.is_none_or(|token| token < granted.fencing_token), "tokens only grow");
+                    model.leases.push((shard, false));
+                    keys.push(LeaseKey {
+                        lease: granted.lease,
+                        fencing_token: granted.fencing_token,
+                        shard: granted.shard,
+                    });
+                }
             }
             Action::LeaseAgain(shard) => {
                 let granted = store.lease_again(&ids[shard], &WorkerId::generate(), TTL).await.unwrap();

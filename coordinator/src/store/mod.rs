@@ -109,6 +109,8 @@ pub(crate) trait JobStore: Send + Sync + 'static {
 
     /// A job's history after entry `after`, oldest first.
     async fn events(&self, job: &JobId, after: i64, limit: u32, only: &EventFilter) -> Result<Vec<Event>>;
+    /// Adds to the history of a shard what has become known of its worker.
+    async fn note(&self, shard: &ShardId, worker: &WorkerId, message: &str) -> Result<()>;
     /// Leases that workers hold.
     async fn count_leased(&self) -> Result<u64>;
     /// Counts for the metrics: jobs by state.

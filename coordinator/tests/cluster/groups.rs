@@ -96,14 +96,18 @@ async fn a_lost_rank_ends_the_gang_and_is_no_attempt() {
     assert!(steady.complete(&lease, made).await.is_err(), "what was taken back does not commit");
     drop(steady);
 
+    // The lost one's successor knows how it died.
+    let lost = v1::Hello { previous_end: "signal 11 (segmentation fault)".into(), ..rank("lost", 1) };
     let _workers = [
         FakeWorker::connect(&harness.url, rank("third", 1), together).await,
-        FakeWorker::connect(&harness.url, rank("fourth", 1), together).await,
+        FakeWorker::connect(&harness.url, lost, together).await,
     ];
     let done = harness.end_of(&job.id).await;
     assert_eq!(done.state(), JobState::Succeeded, "{done:#?}");
     let log = harness.log_of(&job.id, "train", "").await;
     assert!(log.iter().any(|line| line.contains("lease expired")), "{log:#?}");
+    let died = "the process of worker `lost` died: signal 11 (segmentation fault)";
+    assert!(log.iter().any(|line| line.contains(died)), "{log:#?}");
     assert!(
         log.iter().any(|line| line.contains("leased again to 2 workers together (attempt 1)")),
         "{log:#?}"

@@ -7,6 +7,7 @@ mod bad_input;
 mod control;
 mod crashes;
 mod embedded;
+mod groups;
 mod job;
 mod online;
 mod own_data;

@@ -21,7 +21,7 @@ use crate::{
     coordinator::Coordinator,
     session::{ANYWHERE, worker},
     support::{Bench, Store, echo, engine, jsonl},
-    training::{examples, fine_tuning},
+    training::{Stopping, examples, fine_tuning},
 };
 
 /// The echo backend, which takes groups for granted and notes them.
@@ -167,12 +167,8 @@ fn the_first_rank_hands_in_what_one_alone_would_and_the_others_nothing() {
     );
     assert!(one[0].backend.starts_with("echo ") && one[0].backend.ends_with(" f32"), "{}", one[0].backend);
 
-    let error = bench.run_in(leader_of_tensors().gang(GroupKind::Tensor), task, &Progress::default());
-    assert_eq!(error.err().map(|error| error.code), Some("unsupported"));
-}
-
-fn leader_of_tensors() -> Pair {
-    Pair::rank(0)
+    let error = bench.run_in(Pair::rank(0).gang(GroupKind::Tensor), task, &Progress::default());
+    assert_eq!(error.err().map(|error| error.code), Some("unsupported"), "training is shared by rows");
 }
 
 #[test]
@@ -180,16 +176,18 @@ fn a_group_goes_on_from_the_newest_checkpoint_of_its_first_rank() {
     let mut bench = Bench::new(Arc::new(Grouped::default()));
     let task = train(&mut bench);
     let straight = bench.run(task.clone()).unwrap();
-    let progress = Stops { progress: Progress::default(), after: 6 };
-    let broken = progress.run(&bench, Pair::rank(0).gang(GroupKind::Data), task.clone());
-    assert!(broken.cancelled(), "{broken}");
+    let stopping = Stopping { inner: Arc::new(Grouped::default()), after: 21, calls: Default::default() };
+    let broken = Bench { engine: engine(bench.dir.path(), Arc::new(stopping)), ..bench };
+    let error =
+        broken.run_in(Pair::rank(0).gang(GroupKind::Data), task.clone(), &Progress::default()).err().unwrap();
+    assert!(error.cancelled(), "{error}");
 
-    let again = Bench { engine: engine(bench.dir.path(), Arc::new(Grouped::default())), ..bench };
+    let again = Bench { engine: engine(broken.dir.path(), Arc::new(Grouped::default())), ..broken };
     let leader = Pair::rank(0);
     let done = again.run_in(leader.gang(GroupKind::Data), task.clone(), &Progress::default()).unwrap();
     let heard = leader.heard.into_inner().unwrap();
     let (updates, state) = heard[0].checkpoint.clone().expect("there is a checkpoint");
-    assert!(updates > 0, "{updates}");
+    assert_eq!(updates, 10);
     assert_eq!(done.lines("training.json"), straight.lines("training.json"));
 
     // A rank that has none goes on from where rank 0 is, and is through after the rest of the updates.
@@ -199,33 +197,6 @@ fn a_group_goes_on_from_the_newest_checkpoint_of_its_first_rank() {
     let done = elsewhere.run_in(follower.gang(GroupKind::Data), task, &Progress::default()).unwrap();
     assert!(done.outcome.follows);
     assert!(follower.heard.into_inner().unwrap()[0].checkpoint.is_none());
-}
-
-/// Cancels a run once it is so far.
-struct Stops {
-    progress: Progress,
-    after: u64,
-}
-
-impl Stops {
-    fn run(&self, bench: &Bench, gang: Option<Gang<'_>>, task: Task) -> ExecutionError {
-        std::thread::scope(|scope| {
-            let watching = scope.spawn(|| {
-                while self.progress.get().0 < self.after {
-                    std::thread::yield_now();
-                }
-                self.progress.cancel();
-            });
-            let result = bench.run_in(gang, slow(task), &self.progress);
-            self.progress.set(self.after, 0, "");
-            watching.join().unwrap();
-            result.err().expect("it was cancelled")
-        })
-    }
-}
-
-fn slow(task: Task) -> Task {
-    task
 }
 
 #[test]
@@ -277,7 +248,8 @@ fn a_rank_that_runs_out_of_memory_does_not_halve_its_batch_alone() {
         settings: Some(default_settings()),
         ..Default::default()
     });
-    let failed = bench.run_in(Pair::rank(0).gang(GroupKind::Tensor), task, &Progress::default()).err().unwrap();
+    let failed =
+        bench.run_in(Pair::rank(0).gang(GroupKind::Tensor), task, &Progress::default()).err().unwrap();
     assert_eq!(failed.class, FailureClass::Attempt);
     assert!(failed.message.contains("no room for the cache") && failed.message.contains("use more shards"));
 }
@@ -300,7 +272,8 @@ async fn a_rank_meets_the_others_and_only_the_first_completes() {
         coordinator.put(std::fs::read(path).unwrap());
     }
     let examples = vec![coordinator.put(jsonl(&examples(7)))];
-    let task = v1::TrainTask { scorer, examples, settings: Some(fine_tuning()), ..Default::default() };
+    let task =
+        v1::TrainTask { scorer: Some(scorer), examples, settings: Some(fine_tuning()), ..Default::default() };
     let task = v1::ShardTask { task: Some(Task::Train(task)), backend: String::new(), dtype: "auto".into() };
     let gang = v1::Gang { kind: v1::GangKind::Data.into(), world: 2, exchange_timeout_ms: 5000 };
     let place = |rank| v1::JoinGroupResponse {
@@ -316,7 +289,10 @@ async fn a_rank_meets_the_others_and_only_the_first_completes() {
     let waits = "waiting for rank 0 to hand in the result";
     coordinator
         .until(|record| {
-            record.heartbeats.last().is_some_and(|beat| beat.leases.iter().any(|lease| lease.activity == waits))
+            record
+                .heartbeats
+                .last()
+                .is_some_and(|beat| beat.leases.iter().any(|lease| lease.activity == waits))
         })
         .await;
     let cancel = v1::CancelLease { lease_id: "follows".into(), reason: "committed".into() };

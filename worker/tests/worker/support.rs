@@ -140,7 +140,12 @@ impl Bench {
         self.run_in(None, task, progress)
     }
 
-    pub fn run_in(&self, gang: Option<Gang<'_>>, task: Task, progress: &Progress) -> Result<Done, ExecutionError> {
+    pub fn run_in(
+        &self,
+        gang: Option<Gang<'_>>,
+        task: Task,
+        progress: &Progress,
+    ) -> Result<Done, ExecutionError> {
         let scratch = tempfile::tempdir_in(self.dir.path()).unwrap();
         let attempt = Attempt { inputs: &self.store.files, scratch: scratch.path(), progress, gang };
         let task = v1::ShardTask { task: Some(task), backend: String::new(), dtype: "auto".into() };

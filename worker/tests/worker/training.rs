@@ -176,10 +176,10 @@ fn a_validated_run_that_broke_off_ends_as_one_that_did_not() {
 }
 
 /// Is cancelled after so many micro-batches.
-struct Stopping {
-    inner: Arc<dyn Backend>,
-    after: u64,
-    calls: Arc<AtomicU64>,
+pub struct Stopping {
+    pub inner: Arc<dyn Backend>,
+    pub after: u64,
+    pub calls: Arc<AtomicU64>,
 }
 
 struct StoppingTrainer(Box<dyn Trainer>, u64, Arc<AtomicU64>);

@@ -401,6 +401,26 @@ pub(super) fn end_lease(
     Ok(())
 }
 
+/// Adds a warning to the history of a shard, unless its job is gone.
+pub(super) fn note(
+    tx: &Transaction<'_>,
+    now: Millis,
+    shard: &ShardId,
+    worker: &WorkerId,
+    message: &str,
+) -> Result<()> {
+    let found: Option<(String, String)> = tx
+        .query_row(
+            "SELECT s.job_id, g.name FROM shards s JOIN stages g ON g.job_id = s.job_id AND g.idx = s.stage
+             WHERE s.id = ?1",
+            [shard.as_str()],
+            |row| Ok((row.get(0)?, row.get(1)?)),
+        )
+        .optional()?;
+    let Some((job, stage)) = found else { return Ok(()) };
+    log_shard(tx, now, &job, &stage, shard, worker.as_str(), "warn", message)
+}
+
 /// Leases of a shard that have not ended.
 pub(super) fn open_leases(tx: &Transaction<'_>, shard: &ShardId) -> Result<u32> {
     let count: i64 = tx.query_row(

@@ -325,6 +325,11 @@ impl JobStore for SqliteStore {
         self.read(move |tx, _| rows::events(tx, &job, after, limit, &only)).await
     }
 
+    async fn note(&self, shard: &ShardId, worker: &WorkerId, message: &str) -> Result<()> {
+        let (shard, worker, message) = (shard.clone(), worker.clone(), message.to_owned());
+        self.write(move |tx, now| leases::note(tx, now, &shard, &worker, &message)).await
+    }
+
     async fn count_leased(&self) -> Result<u64> {
         self.read(|tx, _| {
             let sql = "SELECT count(*) FROM leases l JOIN shards s ON s.id = l.shard_id

@@ -232,7 +232,10 @@ fn finish_stage(tx: &Transaction<'_>, now: Millis, job: &JobId, stage: u32, lost
         rows => format!("{rows} rows set aside"),
     };
     tx.execute(
-        "UPDATE stages SET state = ?1, outputs = ?2, message = ?3 WHERE job_id = ?4 AND idx = ?5",
+        // What was said at its opening (why it runs as it does) stays.
+        "UPDATE stages SET state = ?1, outputs = ?2,
+                message = message || CASE WHEN message = '' OR ?3 = '' THEN '' ELSE '; ' END || ?3
+         WHERE job_id = ?4 AND idx = ?5",
         params![StageState::Succeeded.code(), outputs, message, job.as_str(), stage],
     )?;
     if lost == 0 {

@@ -223,8 +223,14 @@ async fn serve(worker: WorkerArgs, devices: Vec<String>) -> anyhow::Result<Code>
     if unusable.is_empty() { Ok(Code::Done) } else { bail!("{}", unusable.join("; ")) }
 }
 
+/// What engines read from the environment, unless the operator has set it: threads that wait for work sleep, because other
+/// workers share the cores; and a lost peer is told once, by us, without the engine's stack of C++ frames.
+const ENGINE_SETTINGS: [(&str, &str); 2] = [("OMP_WAIT_POLICY", "passive"), ("TORCH_CPP_LOG_LEVEL", "FATAL")];
+
 fn child_command(program: &Path, worker: &WorkerArgs, device: &str, index: usize) -> tokio::process::Command {
     let mut command = tokio::process::Command::new(program);
+    let unset = ENGINE_SETTINGS.iter().filter(|(name, _)| std::env::var_os(name).is_none());
+    command.envs(unset.copied());
     command.args(["run-device", "--leashed", "--device", device, "--dtype", &worker.dtype]);
     if let Some(coordinator) = &worker.coordinator {
         command.args(["--coordinator", coordinator]);

@@ -27,7 +27,7 @@ fn rouge_l_of_rows() {
     let ended = client.run(["rouge-l", "--input", &rows]).expect(4);
     golden("rouge-l.jsonl", &ended.stdout);
     golden("rouge-l.stderr.txt", &ended.stderr.replace(&rows, "rouge_rows.jsonl"));
-    let content = fs::read_to_string(rows).expect("a fixture");
+    let content = fs::read_to_string(&rows).expect("a fixture");
     assert_eq!(client.run_with_input(["rouge-l", "--input", "-"], &content).expect(4).stdout, ended.stdout);
     let whole = client.run(["rouge-l", "--input", &rows, "--output", "json"]).expect(4).json();
     assert_eq!(whole.as_array(), Some(&ended.json_lines()), "one document");

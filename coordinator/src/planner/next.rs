@@ -55,7 +55,9 @@ pub(crate) fn next_steps(graph: &Graph, record: &JobRecord, memory: DeviceMemory
             }
         }
     }
-    if states.iter().all(|state| state.is_terminal()) {
+    // What was refused is written down first, so that the end of the job can say why.
+    let refused = steps.iter().any(|step| matches!(step, Step::Refuse { .. }));
+    if !refused && states.iter().all(|state| state.is_terminal()) {
         steps.push(finish(graph, record, &states));
     }
     steps

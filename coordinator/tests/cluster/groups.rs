@@ -208,6 +208,8 @@ async fn a_model_too_large_for_one_worker_is_split_and_the_reason_shown() {
         stage(&harness.submit_kind(generate(&harness, "6heads-9gib", 40, 4).await).await).await;
     assert_eq!(state, JobState::Failed);
     assert!(message.contains("6 attention heads, which 4 shards do not divide"), "{message}");
+    let jobs = harness.list().await;
+    assert!(jobs[0].message.contains("which 4 shards do not divide"), "{}", jobs[0].message);
     let (state, message) =
         stage(&harness.submit_kind(generate(&harness, "2heads-90gib", 40, 0).await).await).await;
     assert_eq!(state, JobState::Failed);

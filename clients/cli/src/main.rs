@@ -6,7 +6,7 @@
 //! [`failure::Failure`] carries the line for people and the exit code for scripts.
 
 // The comments of arguments are help texts, where `<subset>` is a place to fill in.
-#![allow(rustdoc::invalid_html_tags)]
+#![allow(rustdoc::invalid_html_tags, rustdoc::bare_urls)]
 
 mod arguments;
 mod cluster;

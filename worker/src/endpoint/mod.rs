@@ -1,10 +1,10 @@
 //! Generators that no worker loads: language models behind OpenAI-compatible HTTP endpoints.
 //!
-//! A row's decoding is one [`protocol`] request for as many samples as the endpoint gives at a time, sent by a few threads
-//! ([`asking`]) through one [`conversation`] an endpoint, which keeps the rate, waits when told to, and tries again. What
-//! was answered is kept on disk ([`answers`]), so that a shard that is tried again asks, and pays, only for what is missing.
+//! A row's decoding is one request (`protocol.rs`) for as many samples as the endpoint gives at a time, sent by a few threads
+//! (`asking.rs`) through one conversation an endpoint (`conversation.rs`), which keeps the rate, waits when told to, and tries again. What
+//! was answered is kept on disk (`answers.rs`), so that a shard that is tried again asks, and pays, only for what is missing.
 //!
-//! The key goes only to [`hosts`] that the worker's operator has allowed, and is never written anywhere.
+//! The key goes only to hosts that the worker's operator has allowed (`hosts.rs`), and is never written anywhere.
 
 mod answers;
 mod asking;

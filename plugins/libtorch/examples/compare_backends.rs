@@ -3,7 +3,7 @@
 //! likelihood of every candidate.
 //!
 //! ```text
-//! cargo run --release -p cappy-plugin-libtorch --features torch --example bench_generate -- \
+//! cargo run --release -p cappy-plugin-libtorch --features torch --example compare_backends -- \
 //!     [libtorch|candle] [small|large] [cpu|cuda:0] [f32|bf16]
 //! ```
 //!

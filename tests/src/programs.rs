@@ -73,9 +73,9 @@ fn build() -> Programs {
     };
     let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.args(["build", "--offline", "--message-format=json-render-diagnostics", "--profile", profile]);
-    // The whole workspace with its tests, as the test command builds it before: another selection would have other
-    // features of the dependencies, and build them again.
-    command.args(["--workspace", "--all-targets"]);
+    // The whole workspace, as the test command builds it before: another selection would have other features of the
+    // dependencies, and build them again.
+    command.arg("--workspace");
     // Where libtorch is laid out, the test command builds its backend with it, too.
     let torch_lib_dir = env::var_os("LIBTORCH").map(|tree| PathBuf::from(tree).join("lib"));
     let torch_lib_dir = torch_lib_dir.filter(|lib| lib.join(LIBTORCH).exists());

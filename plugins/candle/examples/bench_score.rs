@@ -1,6 +1,7 @@
 //! Our side of `cargo xtask bench score`: one timed pass over rows of token ids.
 //!
-//! `bench_score MODEL_DIR ROWS.json THREADS`, where the rows are a JSON list of lists of ids. Prints one JSON line.
+//! `bench_score MODEL_DIR ROWS.json THREADS [DEVICE] [DTYPE]`, where the rows are a JSON list of lists of ids. Prints one
+//! JSON line.
 
 use std::{env, error::Error, fs, path::Path, time::Instant};
 
@@ -10,16 +11,17 @@ use serde_json::json;
 
 fn main() -> Result<(), Box<dyn Error>> {
     let arguments: Vec<String> = env::args().skip(1).collect();
-    let [model, rows, threads] = arguments.as_slice() else {
-        return Err("expected MODEL_DIR ROWS.json THREADS".into());
+    let [model, rows, threads, place @ ..] = arguments.as_slice() else {
+        return Err("expected MODEL_DIR ROWS.json THREADS [DEVICE] [DTYPE]".into());
     };
+    let place = |i: usize, default: &str| place.get(i).map_or(default.to_owned(), String::clone);
     rayon::ThreadPoolBuilder::new().num_threads(threads.parse()?).build_global()?;
     let rows: Vec<Vec<u32>> = serde_json::from_str(&fs::read_to_string(rows)?)?;
     let mut scorer = CandleBackend.load_scorer(&LoadRequest {
         model_dir: model.clone(),
         config_json: fs::read_to_string(Path::new(model).join("config.json"))?,
-        device: "cpu".into(),
-        dtype: "f32".into(),
+        device: place(0, "cpu"),
+        dtype: place(1, "f32"),
         options_json: "{}".into(),
     })?;
     let mut batch = TokenRows::new();

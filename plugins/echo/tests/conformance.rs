@@ -22,7 +22,7 @@ impl Deref for OnDisk {
 fn fixture() -> OnDisk {
     let dir = tempfile::tempdir().expect("a temporary directory");
     write_model(dir.path(), 100, 32, -0.25).expect("writable");
-    let model = Model::new(dir.path());
+    let model = Model::new(dir.path()).on("cpu");
     let fixture = Fixture::new(builtin(Echo).expect("describes itself"));
     OnDisk { fixture: fixture.scorer(model.clone()).generator(model.clone()).trainer(model), _dir: dir }
 }

@@ -29,7 +29,7 @@ fn fixture() -> OnDisk {
     let plugins = testing::plugin_dir(&["cappy-plugin-echo"]);
     let models = tempfile::tempdir().expect("a temporary directory");
     cappy_plugin_echo::write_model(models.path(), 100, 32, -0.25).expect("writable");
-    let model = Model::new(models.path());
+    let model = Model::new(models.path()).on("cpu");
     let fixture = Fixture::new(opened(&plugins));
     let fixture = fixture.scorer(model.clone()).generator(model.clone()).trainer(model);
     OnDisk { fixture, _dirs: [plugins, models] }

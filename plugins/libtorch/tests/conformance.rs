@@ -1,18 +1,11 @@
 //! What every backend must do, with the engine linked in: the suite over classifiers of every family, T5, and training.
 
-use std::path::{Path, PathBuf};
-
 use cappy_plugin_abi::builtin;
 use cappy_plugin_libtorch::LibtorchBackend;
-use cappy_plugin_suite::{Fixture, Model};
-
-/// The candle backend's models: tiny, and with random weights.
-fn fixtures() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../candle/tests/fixtures")
-}
+use cappy_plugin_suite::{Fixture, Model, fixture_dir};
 
 fn encoder(name: &str) -> Model {
-    Model::new(fixtures().join("encoders").join(name))
+    Model::new(fixture_dir("encoders").join(name))
 }
 
 fn trained(name: &str) -> Model {
@@ -24,7 +17,7 @@ fn backend(scorer: &str, generator: &str, trainer: &str) -> Fixture {
     tch::set_num_threads(1);
     Fixture::new(builtin(LibtorchBackend).expect("describes itself"))
         .scorer(encoder(scorer))
-        .generator(Model::new(fixtures().join(generator)))
+        .generator(Model::new(fixture_dir(generator)))
         .trainer(trained(trainer))
 }
 

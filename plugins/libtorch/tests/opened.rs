@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use cappy_plugin_abi::Backend;
 use cappy_plugin_host::{Registry, Role, State, Want, testing};
-use cappy_plugin_suite::{Fixture, Model};
+use cappy_plugin_suite::{Fixture, Model, fixture_dir};
 
 /// The library that cargo made along with the tests.
 fn library() -> PathBuf {
@@ -15,10 +15,17 @@ fn library() -> PathBuf {
     program.with_file_name(format!("libcappy_plugin_libtorch{}", std::env::consts::DLL_SUFFIX))
 }
 
+/// libtorch's libraries: where the worker's own variable says, otherwise what the plugin was built against.
+fn torch_lib_dir() -> PathBuf {
+    if let Some(dir) = std::env::var_os("CAPPY_TORCH_LIB_DIR") {
+        return dir.into();
+    }
+    Path::new(&std::env::var_os("LIBTORCH").expect("cargo's configuration sets it")).join("lib")
+}
+
 fn registry(plugins: &Path) -> Registry {
-    let torch = std::env::var_os("LIBTORCH").expect("cargo's configuration sets it");
     let mut registry = Registry::default();
-    registry.set_torch_lib_dir(Some(Path::new(&torch).join("lib")));
+    registry.set_torch_lib_dir(Some(torch_lib_dir()));
     registry.discover(plugins).expect("readable");
     registry
 }
@@ -30,12 +37,10 @@ fn opened() -> Arc<dyn Backend> {
     registry.choose(&Want { name: Some("libtorch"), ..Want::new(Role::Trainer) }).expect("it opens")
 }
 
-/// The candle backend's models: tiny, and with random weights.
 fn fixture() -> Fixture {
-    let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("../candle/tests/fixtures");
-    let encoder = Model::new(models.join("encoders/roberta"));
+    let encoder = Model::new(fixture_dir("encoders/roberta"));
     let trained = Model { learning_rate: 2e-3, ..encoder.clone() };
-    Fixture::new(opened()).scorer(encoder).generator(Model::new(models.join("t5_v1_1"))).trainer(trained)
+    Fixture::new(opened()).scorer(encoder).generator(Model::new(fixture_dir("t5_v1_1"))).trainer(trained)
 }
 
 cappy_plugin_suite::backend_suite!(libtorch, fixture());
@@ -59,9 +64,7 @@ fn a_plugin_for_another_libtorch_is_refused() {
     let entry = registry.into_entries().next().expect("one plugin");
     let reason = entry.reason().expect("it is refused");
     assert!(matches!(entry.state(), State::Refused(_)));
-    let torch = std::env::var("LIBTORCH").expect("cargo's configuration sets it");
-    assert!(
-        reason.contains(&format!("libtorch 2.11.0 in `{torch}/lib`, the plugin was built for 2.13.0")),
-        "{reason}"
-    );
+    let torch = torch_lib_dir();
+    let words = format!("libtorch 2.11.0 in `{}`, the plugin was built for 2.13.0", torch.display());
+    assert!(reason.contains(&words), "{reason}");
 }

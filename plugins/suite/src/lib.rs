@@ -3,21 +3,22 @@
 //! A backend crate makes a tiny model in a directory of its own and runs
 //! ```text
 //! fn fixture() -> Fixture {
-//!     let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/tiny-roberta");
+//!     let dir = fixture_dir("encoders/roberta");
 //!     Fixture::new(builtin(Mine).expect("describes itself"))
-//!         .scorer(Model::new(dir))
-//!         .trainer(Model { learning_rate: 1e-2, ..Model::new(dir) })
+//!         .scorer(Model::new(&dir))
+//!         .trainer(Model { learning_rate: 1e-2, ..Model::new(&dir) })
 //! }
 //! cappy_plugin_suite::backend_suite!(linked, fixture());
 //! ```
 //! Parts that a backend lacks stay out, and their tests say so and pass. The files: what loading refuses
-//! (`loading.rs`), then one file an interface.
+//! (`loading.rs`), then one file an interface. [`device`] says where models are loaded to.
 //!
 //! A crate of its own, for development only: were it a feature of the contract, a build of one package and a build of
 //! the workspace would make two contract crates that do not fit each other.
 
 pub mod generation;
 pub mod loading;
+mod place;
 pub mod scoring;
 pub mod training;
 
@@ -28,6 +29,7 @@ use std::sync::Arc;
 
 use cappy_plugin_abi::random::{fold, key_of, mix};
 use cappy_plugin_abi::{Backend, Code, Control, Failure, LoadRequest, ModelInfo, TokenRows};
+pub use place::{device, fixture_dir};
 
 /// A backend and a small model for each interface that it has.
 pub struct Fixture {
@@ -80,7 +82,7 @@ pub struct Model {
 }
 
 impl Model {
-    /// A directory with `config.json` and weights, on the CPU in f32, with differences up to 1e-4.
+    /// A directory with `config.json` and weights, on the tests' [`device`] in f32, with differences up to 1e-4.
     ///
     /// # Panics
     /// When there is no readable `config.json`.
@@ -92,7 +94,7 @@ impl Model {
                 model_dir: dir.to_str().expect("a UTF-8 path").into(),
                 config_json: std::fs::read_to_string(&config)
                     .unwrap_or_else(|error| panic!("{}: {error}", config.display())),
-                device: "cpu".into(),
+                device: device(),
                 dtype: "f32".into(),
                 options_json: "{}".into(),
             },
@@ -100,6 +102,18 @@ impl Model {
             tolerance: 1e-4,
             learning_rate: 1e-3,
         }
+    }
+
+    /// On another device than the tests': for what runs on the CPU alone.
+    #[must_use]
+    pub fn on(mut self, device: &str) -> Self {
+        self.request.device = device.into();
+        self
+    }
+
+    /// Whether training twice gives the same bits. A GPU adds up some gradients in no fixed order.
+    fn trains_bit_for_bit(&self) -> bool {
+        self.request.device == "cpu"
     }
 
     /// `count` rows of different lengths, 1 token to `longest`.

@@ -1,20 +1,33 @@
 //! Classifiers against transformers (`scores.rs`) and PyTorch (`fine_tuning.rs`), whose numbers
-//! `fixtures/make_encoders.py` stored, and through the conformance suite.
+//! `fixtures/make_encoders.py` stored, and through the conformance suite. Scores are computed on the tests' device;
+//! T5 and training have only the CPU.
 
 mod fine_tuning;
 mod scores;
 
 use std::path::PathBuf;
 
+use candle_core::Device;
 use cappy_plugin_abi::{TokenRows, builtin};
 use cappy_plugin_candle::CandleBackend;
 use cappy_plugin_candle::encoder::config::EncoderConfig;
 use cappy_plugin_candle::weights::Checkpoint;
-use cappy_plugin_suite::{Fixture, Model};
+use cappy_plugin_suite::{Fixture, Model, fixture_dir};
 use serde::Deserialize;
 
 fn folder(name: &str) -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/encoders").join(name)
+    fixture_dir("encoders").join(name)
+}
+
+/// Where the plain form computes.
+fn device() -> Device {
+    match cappy_plugin_suite::device().as_str() {
+        "cpu" => Device::Cpu,
+        name => {
+            let ordinal = name.strip_prefix("cuda:").and_then(|ordinal| ordinal.parse().ok());
+            Device::new_cuda(ordinal.unwrap_or_else(|| panic!("`{name}` is no `cpu` or `cuda:0`"))).unwrap()
+        }
+    }
 }
 
 fn open(name: &str) -> (EncoderConfig, Checkpoint) {
@@ -59,13 +72,13 @@ fn config_json(model: &str) -> String {
 /// The backend with one of its scorers.
 fn with_scorer(model: &str) -> Fixture {
     Fixture::new(builtin(CandleBackend).expect("describes itself"))
-        .scorer(Model::new(folder(model).to_str().unwrap()))
-        .generator(Model::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/t5_v1_1")))
+        .scorer(Model::new(folder(model)))
+        .generator(Model::new(fixture_dir("t5_v1_1")).on("cpu"))
         .trainer(trained("roberta"))
 }
 
 fn trained(model: &str) -> Model {
-    Model { learning_rate: 2e-3, ..Model::new(folder(model).to_str().unwrap()) }
+    Model { learning_rate: 2e-3, ..Model::new(folder(model)).on("cpu") }
 }
 
 cappy_plugin_suite::backend_suite!(linked, with_scorer("roberta"));

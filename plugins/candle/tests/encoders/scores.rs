@@ -1,6 +1,5 @@
 //! Scores of every family, in the fast form and the plain one.
 
-use candle_core::Device;
 use cappy_plugin_abi::{Backend, Code, LoadRequest, Trainer, TrainerOptions, Unattended};
 use cappy_plugin_candle::CandleBackend;
 use cappy_plugin_candle::encoder::config::EncoderConfig;
@@ -13,7 +12,7 @@ use cappy_plugin_candle::encoder::scorer::Classifier;
 use cappy_plugin_candle::trainer::EncoderTrainer;
 use cappy_plugin_candle::weights::Checkpoint;
 
-use super::{Scores, close, config_json, folder, json, ragged};
+use super::{Scores, close, config_json, device, folder, json, ragged};
 
 const FAMILIES: [&str; 8] = [
     "roberta",
@@ -33,19 +32,19 @@ fn forms(json: &str, checkpoint: &Checkpoint) -> [(&'static str, Box<dyn Classif
             Family::ModernBert => {
                 let config = ModernBertConfig::parse(json).unwrap();
                 let fast = modernbert::Fast::load(config.clone(), checkpoint).unwrap();
-                let plain = modernbert::Plain::load(config, checkpoint, Device::Cpu).unwrap();
+                let plain = modernbert::Plain::load(config, checkpoint, device()).unwrap();
                 (Box::new(fast), Box::new(plain))
             }
             Family::DebertaV2 => {
                 let config = DebertaConfig::parse(json).unwrap();
                 let fast = deberta::Fast::load(config.clone(), checkpoint).unwrap();
-                let plain = deberta::Plain::load(config, checkpoint, Device::Cpu).unwrap();
+                let plain = deberta::Plain::load(config, checkpoint, device()).unwrap();
                 (Box::new(fast), Box::new(plain))
             }
             _ => {
                 let config = EncoderConfig::parse(json).unwrap();
                 let fast = FastEncoder::load(config.clone(), checkpoint).unwrap();
-                let plain = PlainEncoder::load(config, checkpoint, Device::Cpu).unwrap();
+                let plain = PlainEncoder::load(config, checkpoint, device()).unwrap();
                 (Box::new(fast), Box::new(plain))
             }
         };

@@ -1,12 +1,12 @@
 //! The two backends, side by side: the same scores, and with the same masks of dropout the same training. (Generated
-//! text is compared in `src/t5/tests/agreement.rs`.)
+//! text is compared in `src/t5/tests/agreement.rs`.) Candle's side runs on the CPU.
 
 use cappy_plugin_abi::random::{fold, mix};
 use cappy_plugin_abi::{Backend, LoadRequest, TokenRows, Unattended};
 use cappy_plugin_candle::CandleBackend;
 use cappy_plugin_libtorch::LibtorchBackend;
 
-use super::{Training, close, json, request};
+use super::{Training, close, json, on_the_cpu, request};
 
 const FAMILIES: [&str; 7] =
     ["roberta", "xlm-roberta", "bert", "distilbert", "modernbert", "deberta-v3", "deberta-v2"];
@@ -26,7 +26,7 @@ fn rows(count: u64, longest: u64) -> TokenRows {
 fn backends_score_alike() {
     for model in FAMILIES {
         let request = request(model);
-        let mut candle = CandleBackend.load_scorer(&request).unwrap();
+        let mut candle = CandleBackend.load_scorer(&on_the_cpu(&request)).unwrap();
         let mut libtorch = LibtorchBackend.load_scorer(&request).unwrap();
         let rows = rows(40, u64::from(candle.info().max_tokens).min(90));
         let expected = candle.score(rows.view(), &Unattended).unwrap();
@@ -43,7 +43,7 @@ fn backends_train_alike() {
     for model in ["roberta", "bert", "distilbert"] {
         let options_json = r#"{"dropout": 0.1}"#.to_owned();
         let request = LoadRequest { options_json, ..request(model) };
-        let mut candle = CandleBackend.load_trainer(&request).unwrap();
+        let mut candle = CandleBackend.load_trainer(&on_the_cpu(&request)).unwrap();
         let mut libtorch = LibtorchBackend.load_trainer(&request).unwrap();
         for (update, micro_batches) in data.micro_batches.chunks(data.accumulate).take(20).enumerate() {
             for (i, micro) in micro_batches.iter().enumerate() {

@@ -20,6 +20,8 @@ fn fine_tuning_follows_pytorch() {
 }
 
 fn follows_pytorch(model: &str) {
+    // PyTorch's numbers are those of a CPU; a GPU sums in other orders, 20 updates long.
+    let bound = if cappy_plugin_suite::device() == "cpu" { 1e-4 } else { 1e-3 };
     let expected: Training = json(model, "training.json");
     let mut trainer = trainer(model, r#"{"dropout": 0.0}"#);
     for (k, micro_batches) in expected.micro_batches.chunks(expected.accumulate).enumerate() {
@@ -35,11 +37,16 @@ fn follows_pytorch(model: &str) {
             [("loss", loss, expected.losses[k]), ("gradient norm", norm, expected.gradient_norms[k])]
         {
             let error = (got - expected).abs();
-            assert!(error <= 1e-4 * expected, "{model}, update {k}, {what}: {got} not {expected}");
+            assert!(error <= bound * expected, "{model}, update {k}, {what}: {got} not {expected}");
         }
     }
     let rows = ragged(&expected.micro_batches[0].rows, None);
-    close(&trainer.score(rows.view(), &Unattended).unwrap(), &expected.final_scores, 1e-4, "final scores");
+    close(
+        &trainer.score(rows.view(), &Unattended).unwrap(),
+        &expected.final_scores,
+        bound as f32,
+        "final scores",
+    );
 
     let saved = tempfile::tempdir().unwrap();
     trainer.save_model(saved.path().to_str().unwrap()).unwrap();

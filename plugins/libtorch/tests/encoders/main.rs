@@ -11,7 +11,7 @@ use cappy_plugin_abi::{LoadRequest, TokenRows};
 use serde::Deserialize;
 
 fn folder(name: &str) -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../candle/tests/fixtures/encoders").join(name)
+    cappy_plugin_suite::fixture_dir("encoders").join(name)
 }
 
 fn json<T: for<'a> Deserialize<'a>>(model: &str, file: &str) -> T {
@@ -24,10 +24,15 @@ fn request(model: &str) -> LoadRequest {
     LoadRequest {
         model_dir: folder(model).to_str().unwrap().into(),
         config_json: std::fs::read_to_string(folder(model).join("config.json")).unwrap(),
-        device: "cpu".into(),
+        device: cappy_plugin_suite::device(),
         dtype: "f32".into(),
         options_json: String::new(),
     }
+}
+
+/// The same for the candle backend.
+fn on_the_cpu(request: &LoadRequest) -> LoadRequest {
+    LoadRequest { device: "cpu".into(), ..request.clone() }
 }
 
 #[derive(Deserialize)]

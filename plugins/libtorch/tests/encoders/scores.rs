@@ -3,7 +3,7 @@
 use cappy_plugin_abi::{Backend, Scorer, Unattended};
 use cappy_plugin_libtorch::LibtorchBackend;
 
-use super::{Scores, close, json, ragged, request};
+use super::{Scores, close, json, on_the_cpu, ragged, request};
 
 const FAMILIES: [&str; 8] = [
     "roberta",
@@ -47,6 +47,8 @@ fn scores_in_bf16_are_near() {
 
 #[test]
 fn a_row_alone_scores_as_in_a_batch() {
+    // A GPU's kernels cut their sums as the whole batch's size asks for.
+    let bound = if cappy_plugin_suite::device() == "cpu" { 5e-6 } else { 2e-5 };
     for model in FAMILIES {
         let mut scorer = scorer(model, "f32");
         // Twice over: groups of several rows, with and without padding.
@@ -59,7 +61,7 @@ fn a_row_alone_scores_as_in_a_batch() {
             let types = types.as_ref().map(|types| std::slice::from_ref(&types[i]));
             let alone = ragged(std::slice::from_ref(row), types);
             let alone = scorer.score(alone.view(), &Unattended).unwrap();
-            close(&alone, &together[i * labels..][..labels], 5e-6, &format!("{model}, row {i}"));
+            close(&alone, &together[i * labels..][..labels], bound, &format!("{model}, row {i}"));
         }
     }
 }
@@ -75,8 +77,8 @@ fn long_rows_of_modernbert_agree_with_candle() {
     for length in [700_u32, 690, 300, 5] {
         rows.push(&(0..length).map(|i| 5 + (i * i * 7 + length) % 60).collect::<Vec<u32>>());
     }
-    let expected =
-        cappy_plugin_candle::CandleBackend.load_scorer(&request).unwrap().score(rows.view(), &Unattended);
+    let mut candle = cappy_plugin_candle::CandleBackend.load_scorer(&on_the_cpu(&request)).unwrap();
+    let expected = candle.score(rows.view(), &Unattended);
     let got = LibtorchBackend.load_scorer(&request).unwrap().score(rows.view(), &Unattended);
     close(&got.unwrap(), &expected.unwrap(), 2e-5, "long rows");
 }

@@ -1,7 +1,7 @@
 //! Fine-tuning over several ranks, against one rank alone.
 
 use std::ops::Range;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use cappy_plugin_abi::{
@@ -44,7 +44,7 @@ struct MicroBatch {
 }
 
 fn folder() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../candle/tests/fixtures/encoders/roberta")
+    cappy_plugin_suite::fixture_dir("encoders/roberta")
 }
 
 fn options(dropout: f64, micro_batches: u64) -> TrainerOptions {
@@ -57,7 +57,7 @@ fn load(options: TrainerOptions, group: Option<&Group>) -> Result<Box<dyn Traine
     LibtorchBackend.load_trainer(&LoadRequest {
         model_dir: folder().to_str().unwrap().into(),
         config_json: std::fs::read_to_string(folder().join("config.json")).unwrap(),
-        device: "cpu".into(),
+        device: cappy_plugin_suite::device(),
         dtype: "f32".into(),
         options_json: serde_json::to_string(&options).unwrap(),
     })

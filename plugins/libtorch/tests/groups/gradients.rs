@@ -4,7 +4,7 @@ use cappy_plugin_abi::{Group, Unattended};
 use cappy_plugin_libtorch::group::Gradients;
 use tch::{Device, Kind, Tensor};
 
-use crate::processes::{Place, Rank, Scene, join, say};
+use crate::processes::{Place, Rank, Scene, device, join, say};
 
 pub const SCENES: &[Scene] = &[("train", train)];
 
@@ -16,7 +16,7 @@ const LAYERS: usize = 4;
 /// The same numbers in every process.
 fn numbers(seed: i64, shape: &[i64], scale: f64) -> Tensor {
     tch::manual_seed(seed);
-    Tensor::randn(shape, (Kind::Float, Device::Cpu)) * scale
+    (Tensor::randn(shape, (Kind::Float, Device::Cpu)) * scale).to_device(device())
 }
 
 fn parameters() -> Vec<Tensor> {

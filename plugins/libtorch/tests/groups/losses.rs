@@ -3,9 +3,9 @@
 use std::time::{Duration, Instant};
 
 use cappy_plugin_abi::{Group, Unattended};
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
-use crate::processes::{Place, Rank, Scene, Told, WhenTold, hear, join, say, say_result};
+use crate::processes::{Place, Rank, Scene, Told, WhenTold, device, hear, join, say, say_result};
 
 pub const SCENES: &[Scene] = &[("all but one sum", all_but_one_sum), ("one is cancelled", one_is_cancelled)];
 
@@ -14,7 +14,7 @@ const PROMPT: Duration = Duration::from_secs(20);
 const TIMEOUT_SECONDS: u64 = 120;
 
 fn tensor() -> Tensor {
-    Tensor::ones([1 << 20], (Kind::Float, Device::Cpu))
+    Tensor::ones([1 << 20], (Kind::Float, device()))
 }
 
 /// The last rank but one joins and does nothing more.

@@ -7,7 +7,7 @@ use cappy_plugin_abi::{Backend, Decoding, Group, Method, MinLengthRule, Unattend
 use cappy_plugin_libtorch::LibtorchBackend;
 use serde::{Deserialize, Serialize};
 
-use crate::processes::{Place, Rank, Scene, say};
+use crate::processes::{Place, Rank, Scene, device, say};
 use crate::random_t5::{directory, request, some_rows};
 
 pub const SCENES: &[Scene] = &[("measure", measure)];
@@ -28,7 +28,7 @@ pub struct Memory {
 
 fn measure(group: &Group) {
     // The engine is there and has computed something.
-    let warm = tch::Tensor::ones([256, 256], (tch::Kind::Float, tch::Device::Cpu));
+    let warm = tch::Tensor::ones([256, 256], (tch::Kind::Float, device()));
     assert_eq!(warm.matmul(&warm).double_value(&[0, 0]), 256.0);
     let before_bytes = peak();
     let dir = directory(parent_id(), NAME);

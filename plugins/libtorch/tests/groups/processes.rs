@@ -15,6 +15,17 @@ const GROUP: &str = "CAPPY_TEST_GROUP";
 /// Before each line that a rank says; the test harness writes lines of its own.
 const MARK: &str = "rank says: ";
 
+/// Where ranks compute; several share one GPU.
+pub fn device() -> tch::Device {
+    match cappy_plugin_suite::device().as_str() {
+        "cpu" => tch::Device::Cpu,
+        name => {
+            let index = name.strip_prefix("cuda:").and_then(|index| index.parse().ok());
+            tch::Device::Cuda(index.unwrap_or_else(|| panic!("`{name}` is no `cpu` or `cuda:0`")))
+        }
+    }
+}
+
 /// A part that ranks play: its name, and what a rank does.
 pub type Scene = (&'static str, fn(&Group));
 
@@ -103,6 +114,10 @@ impl Rank {
         command.env(SCENE, scene).env(GROUP, serde_json::to_string(group).expect("text"));
         // Two ranks and more share the cores, and libtorch's own words are not the test's.
         command.env("OMP_NUM_THREADS", "1").env("TORCH_CPP_LOG_LEVEL", "FATAL");
+        if cappy_plugin_suite::device() != "cpu" {
+            // NCCL refuses two ranks of one host on one GPU: each gets a host of its own, and a socket to the others.
+            command.env("NCCL_HOSTID", format!("rank-{}", group.rank)).env("NCCL_SOCKET_IFNAME", "lo");
+        }
         if let Some(listener) = group.listener {
             // SAFETY: between fork and exec only this one system call, on a descriptor that the caller holds.
             unsafe {

@@ -57,7 +57,7 @@ pub fn request(dir: &Path, group: Option<&Group>) -> LoadRequest {
     LoadRequest {
         model_dir: dir.to_str().expect("utf-8").into(),
         config_json: std::fs::read_to_string(dir.join("config.json")).expect("a configuration"),
-        device: "cpu".into(),
+        device: cappy_plugin_suite::device(),
         dtype: "f32".into(),
         options_json: serde_json::to_string(&ModelOptions { group }).expect("text"),
     }

@@ -1,15 +1,15 @@
 //! What ranks exchange when all goes well.
 
 use cappy_plugin_abi::{Group, Unattended};
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
-use crate::processes::{Place, Scene, join, say, say_result};
+use crate::processes::{Place, Scene, device, join, say, say_result};
 
 pub const SCENES: &[Scene] = &[("exchange", exchange)];
 
 /// 0 to 99, which every kind holds exactly.
 fn units() -> Tensor {
-    Tensor::arange(1000, (Kind::Float, Device::Cpu)).remainder(100)
+    Tensor::arange(1000, (Kind::Float, device())).remainder(100)
 }
 
 fn exchange(group: &Group) {
@@ -31,10 +31,10 @@ fn exchange(group: &Group) {
         }
     }
     for root in 0..ranks.world() {
-        let tensor = Tensor::full([3, 5], rank, (Kind::Float, Device::Cpu));
+        let tensor = Tensor::full([3, 5], rank, (Kind::Float, device()));
         ranks.broadcast(&tensor, root, &Unattended).expect("a copy");
         assert!(
-            tensor.equal(&Tensor::full([3, 5], root as i64, (Kind::Float, Device::Cpu))),
+            tensor.equal(&Tensor::full([3, 5], root as i64, (Kind::Float, device()))),
             "from rank {root}"
         );
     }
@@ -42,7 +42,7 @@ fn exchange(group: &Group) {
     say("exchanged");
     // Rank 1 has another model. All hear of it, and the group is over.
     say_result(ranks.agree("the other model", if rank == 1 { "beef" } else { "cafe" }));
-    say_result(ranks.all_reduce(&Tensor::ones([1], (Kind::Float, Device::Cpu)), &Unattended));
+    say_result(ranks.all_reduce(&Tensor::ones([1], (Kind::Float, device())), &Unattended));
 }
 
 #[test]

@@ -8,9 +8,10 @@ use cappy_plugin_abi::{
 };
 use cappy_plugin_libtorch::LibtorchBackend;
 use serde::{Deserialize, Serialize};
+use tch::Device;
 
 use crate::memory::{self, Memory};
-use crate::processes::{Place, Rank, Scene, say, say_result};
+use crate::processes::{Place, Rank, Scene, device, say, say_result};
 use crate::random_t5::{Model, Shape, directory, request, some_rows};
 
 pub const SCENES: &[Scene] =
@@ -198,9 +199,11 @@ fn a_rank_of_two_needs_little_more_than_half() {
     let _model = Model::write(std::process::id(), memory::NAME, &shape).expect("a place for temporary files");
     let grown = |memory: &Memory| (memory.peak_bytes - memory.before_bytes) as f64;
     let alone = memory::of_ranks(1, 60)[0];
-    assert!(grown(&alone) > alone.weight_bytes as f64, "{alone:?}");
+    // On a GPU the weights are what counts: the process's own memory is the driver's and the kernels'.
+    let resident = device() == Device::Cpu;
+    assert!(!resident || grown(&alone) > alone.weight_bytes as f64, "{alone:?}");
     for rank in memory::of_ranks(2, 60) {
         assert!(rank.weight_bytes * 100 < alone.weight_bytes * 51, "{rank:?} of {alone:?}");
-        assert!(grown(&rank) < 0.6 * grown(&alone), "{rank:?} of {alone:?}");
+        assert!(!resident || grown(&rank) < 0.6 * grown(&alone), "{rank:?} of {alone:?}");
     }
 }

@@ -9,7 +9,7 @@ use cappy_plugin_abi::{
     Decoding, EncodingId, Generated, Generator, LoadRequest, Method, MinLengthRule, TokenRows, Unattended,
 };
 use serde::Deserialize;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 const MODELS: [&str; 2] = ["t5_v1_0", "t5_v1_1"];
 
@@ -67,7 +67,7 @@ struct Warped {
 }
 
 fn folder(model: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(model)
+    cappy_plugin_suite::fixture_dir(model)
 }
 
 fn expected(model: &str) -> Expected {

@@ -4,12 +4,18 @@ use super::*;
 use cappy_plugin_abi::{Backend, ModelInfo};
 use cappy_plugin_candle::CandleBackend;
 
+/// On the CPU, where alone it generates.
+fn candle(model: &str) -> Box<dyn Generator> {
+    let request = LoadRequest { device: "cpu".into(), ..request(model) };
+    CandleBackend.load_generator(&request).expect("model")
+}
+
 #[test]
 fn candle_generates_the_same_text_and_finds_it_as_likely() {
     for model in MODELS {
         let golden = expected(model);
         let (mut ours, id) = encoded(model, &golden.sources);
-        let mut theirs = CandleBackend.load_generator(&request(model)).expect("model");
+        let mut theirs = candle(model);
         let same = theirs.encode(rows(&golden.sources).view(), &Unattended).expect("encode");
         assert_eq!(ours.info(), ModelInfo { weight_bytes: ours.info().weight_bytes, ..theirs.info() });
         let keys: Vec<u64> = (0..golden.sources.len() as u64).map(|i| i * 7 + 1).collect();
@@ -34,7 +40,7 @@ fn a_row_of_any_length_is_read_and_written() {
     let sources = [long.clone(), vec![5, 9, 1]];
     let target = rows([&long]);
     let (mut ours, id) = encoded(model, &sources);
-    let mut theirs = CandleBackend.load_generator(&request(model)).expect("model");
+    let mut theirs = candle(model);
     let same = theirs.encode(rows(&sources).view(), &Unattended).expect("encode");
     let got = ours.log_likelihood(id, target.view(), &[0], &Unattended).expect("likelihoods");
     let want = theirs.log_likelihood(same, target.view(), &[0], &Unattended).expect("likelihoods");

@@ -11,7 +11,7 @@ use cappy_plugin_abi::{
     Unattended,
 };
 use serde::Deserialize;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use tch::{Device, Kind};
 
 const MODELS: [&str; 2] = ["t5_v1_0", "t5_v1_1"];
@@ -55,7 +55,7 @@ fn one() -> f64 {
 }
 
 fn folder(model: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../candle/tests/fixtures").join(model)
+    cappy_plugin_suite::fixture_dir(model)
 }
 
 fn expected(model: &str) -> Expected {
@@ -69,14 +69,18 @@ fn request(model: &str) -> LoadRequest {
     LoadRequest {
         model_dir: folder(model).to_str().expect("utf-8 path").into(),
         config_json: std::fs::read_to_string(folder(model).join("config.json")).expect("fixture"),
-        device: "cpu".into(),
+        device: cappy_plugin_suite::device(),
         dtype: "auto".into(),
         options_json: "{}".into(),
     }
 }
 
+fn device() -> Device {
+    crate::device::device(&cappy_plugin_suite::device()).expect("the tests' device")
+}
+
 fn open_as(request: &LoadRequest, kind: Kind) -> Result<T5, Failure> {
-    T5::open(request, Device::Cpu, kind, None)
+    T5::open(request, device(), kind, None)
 }
 
 fn open(model: &str) -> T5 {
@@ -92,7 +96,7 @@ fn rows<'a>(rows: impl IntoIterator<Item = &'a Vec<u32>>) -> TokenRows {
 }
 
 fn encoded(model: &str, sources: &[Vec<u32>]) -> (Box<dyn Generator>, EncodingId) {
-    let mut generator = load(&request(model), Device::Cpu, Kind::Float, None).expect("model");
+    let mut generator = load(&request(model), device(), Kind::Float, None).expect("model");
     let id = generator.encode(rows(sources).view(), &Unattended).expect("encode");
     (generator, id)
 }

@@ -44,3 +44,41 @@ impl Fingerprint {
         hex::encode(self.0.finalize())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use cappy_proto::v1;
+
+    use crate::{
+        planner::testing::{artifact, bigbench, graph_of, next_steps, record, rows_of, set},
+        store::{StageState::Succeeded, Step},
+    };
+
+    #[test]
+    fn fingerprints_change_with_what_decides_the_output_and_only_with_that() {
+        let fingerprints = |spec: &v1::BigbenchSpec| -> Vec<Option<String>> {
+            let graph = graph_of(&v1::job_spec::Kind::Bigbench(spec.clone()), &[]);
+            let mut stages = rows_of(&graph);
+            set(&mut stages, "resolve", Succeeded);
+            next_steps(&graph, &record(&stages))
+                .into_iter()
+                .map(|step| match step {
+                    Step::Open { fingerprint, .. } => fingerprint,
+                    other => panic!("{other:?}"),
+                })
+                .collect()
+        };
+        let base = fingerprints(&bigbench(false));
+        assert_eq!(base.len(), 4);
+        assert!(base.iter().all(Option::is_some));
+        assert_eq!(base.iter().collect::<std::collections::HashSet<_>>().len(), 4);
+        let mut other = bigbench(false);
+        other.subsets[0].train = artifact("t2");
+        other.fine_tuning = Some(v1::FineTuning { learning_rate: 1.0, ..Default::default() });
+        let changed = fingerprints(&other);
+        assert_ne!(changed[0], base[0]);
+        assert_eq!(changed[1..], base[1..], "fine-tuning does not decide generations");
+        other.dtype = "bf16".into();
+        assert!(fingerprints(&other).iter().all(|fingerprint| !base.contains(fingerprint)));
+    }
+}

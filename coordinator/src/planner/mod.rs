@@ -14,6 +14,8 @@ mod next;
 mod progress;
 mod results;
 mod stages;
+#[cfg(test)]
+mod testing;
 
 use cappy_proto::v1;
 use prost::Message as _;

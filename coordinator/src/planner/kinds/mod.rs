@@ -5,6 +5,8 @@ mod adapt;
 mod bigbench;
 mod boost;
 mod generate;
+#[cfg(test)]
+mod layouts;
 mod pretrain;
 mod promptsource;
 mod score;

@@ -130,3 +130,79 @@ pub(super) fn requirements(model: &v1::ModelRef, inputs: &[v1::Artifact]) -> Req
     }
     wanted
 }
+
+#[cfg(test)]
+mod tests {
+    use cappy_proto::{JobId, ModelId};
+
+    use super::*;
+    use crate::{
+        planner::testing::{decodings, file, first_task, graph_of, layout, next_steps, record, rows_of, set},
+        store::{ModelRecord, RowRange, StageState::Succeeded, Step},
+    };
+
+    #[test]
+    fn a_registered_scorer_needs_no_search_and_comes_as_files() {
+        let model = ModelRecord {
+            id: ModelId::generate(),
+            job: JobId::generate(),
+            title: "cappy adapted on mine".into(),
+            created: 0,
+            fingerprint: "content".into(),
+            files: vec![NamedOutput { name: "model.safetensors".into(), id: "f".into(), size_bytes: 1 }],
+        };
+        let kind = v1::job_spec::Kind::Score(v1::ScoreSpec {
+            scorer: model.id.to_string(),
+            input: file("in", 200),
+            ..Default::default()
+        });
+        let graph = graph_of(&kind, std::slice::from_ref(&model));
+        assert_eq!(layout(&graph), ["score <-  (200)"]);
+        let steps = next_steps(&graph, &record(&rows_of(&graph)));
+        let (task, shard) = first_task(&steps);
+        assert_eq!(shard.rows, Some(RowRange { start: 0, end: 50 }));
+        assert_eq!(shard.requirements.models, ["content"]);
+        let Some(v1::shard_task::Task::Score(score)) = task.task else { panic!("{task:?}") };
+        let scorer = score.scorer.unwrap();
+        assert_eq!(scorer.fingerprint, "content");
+        assert!(matches!(scorer.source, Some(v1::model_ref::Source::Files(files)) if files.files.len() == 1));
+        assert!(score.carry_rows && score.max_tokens == 512);
+    }
+
+    #[test]
+    fn answers_that_are_paid_for_come_in_small_shards_from_the_endpoint() {
+        let endpoint =
+            v1::Endpoint { url: "http://x/v1".into(), model: "tiny".into(), requests_per_minute: 9 };
+        let kind = |per_minute, url: &str| {
+            v1::job_spec::Kind::Generate(v1::GenerateSpec {
+                model: "openai:tiny".into(),
+                endpoint: Some(v1::Endpoint {
+                    requests_per_minute: per_minute,
+                    url: url.into(),
+                    ..endpoint.clone()
+                }),
+                files: vec![v1::GenerateFile { rows: file("in", 100), log_likelihood: false }],
+                generation: decodings(),
+                ..Default::default()
+            })
+        };
+        let open = |kind| {
+            let graph = graph_of(&kind, &[]);
+            let mut stages = rows_of(&graph);
+            set(&mut stages, "resolve", Succeeded);
+            next_steps(&graph, &record(&stages))
+        };
+        let steps = open(kind(9, "http://x/v1"));
+        let (task, shard) = first_task(&steps);
+        assert!(shard.units <= 16 && shard.requirements.endpoint && shard.requirements.models.is_empty());
+        let Some(v1::shard_task::Task::Generate(task)) = task.task else { panic!("{task:?}") };
+        assert_eq!(task.model.unwrap().source, Some(v1::model_ref::Source::Endpoint(endpoint.clone())));
+        let fingerprint = |steps: &[Step]| match &steps[0] {
+            Step::Open { fingerprint, .. } => fingerprint.clone().unwrap(),
+            other => panic!("{other:?}"),
+        };
+        let rate = open(kind(1, "http://x/v1"));
+        assert_eq!(fingerprint(&steps), fingerprint(&rate), "how fast one may ask decides nothing");
+        assert_ne!(fingerprint(&steps), fingerprint(&open(kind(9, "http://y/v1"))));
+    }
+}

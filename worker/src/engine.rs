@@ -17,7 +17,7 @@ use crate::{
     checkpoint::CheckpointStore,
     compute::Budgets,
     endpoint::Endpoints,
-    execution::{Attempt, ExecutionError},
+    execution::{Attempt, ExecutionError, RowIndex},
     group::{Gang, GroupPlace, Introduction, Slice},
     models::{LocalModel, Models, known_fingerprint},
     residency::{Loaded, ModelKey, Residency, Resident, Role},
@@ -59,6 +59,8 @@ pub struct Engine {
     pub endpoints: Endpoints,
     /// What names meant lately: checking a model's files at each online call would cost more than the call.
     pub names: RecentNames,
+    /// Where the rows of shards' inputs start.
+    pub row_index: RowIndex,
 }
 
 /// What names meant lately.

@@ -21,6 +21,7 @@ use crate::{
     coordinator::Access,
     endpoint::Endpoints,
     engine::{Engine, RecentNames},
+    execution::RowIndex,
     inference::{self, Rules, ServeError},
     models::Models,
     registered::Registered,
@@ -132,6 +133,7 @@ pub async fn start(config: Config, stop: CancellationToken) -> Result<Handle, St
         // Beside the devices' own directories: what one of them paid for serves all.
         endpoints: Endpoints::new(config.endpoint, config.cache_dir.join("endpoint-answers")),
         names: RecentNames::default(),
+        row_index: RowIndex::default(),
     });
 
     let listening = match config.inference_listen {

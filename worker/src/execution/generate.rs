@@ -67,8 +67,7 @@ fn answer(
     let path = attempt.scratch.join("rows.jsonl");
     let written = |error| ExecutionError::disk("write the generated rows", &error);
     let mut output = BufWriter::new(File::create(&path).map_err(written)?);
-    let mut reader = RowReader::new(attempt.files(&task.input)?);
-    reader.skip_to(task.row_start)?;
+    let mut reader = RowReader::from_row(attempt.files(&task.input)?, task.row_start, &engine.row_index)?;
     let mut stats = v1::ShardStats::default();
     while stats.rows < total {
         let (first_row, mut rows) = reader.window(WINDOW_ROWS, task.row_end)?;

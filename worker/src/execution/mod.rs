@@ -1,6 +1,6 @@
 //! Runs one leased shard: input files are on local disk, output files are left in a scratch directory.
 //!
-//! One file per kind of task; `rows.rs` reads and names input rows, `failure.rs` sorts what can go wrong.
+//! One file per kind of task; `rows/` reads and names input rows, `failure.rs` sorts what can go wrong.
 
 mod examples;
 mod failure;
@@ -23,6 +23,7 @@ use cappy_proto::v1;
 
 pub use failure::{ExecutionError, FailureClass};
 pub use progress::Progress;
+pub use rows::RowIndex;
 pub use schedule::{Plan, Schedule, learning_rate};
 pub use validation::{Evaluation, best, exhausted};
 

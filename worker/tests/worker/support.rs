@@ -23,7 +23,7 @@ use cappy_worker::{
     compute::Budgets,
     endpoint::{EndpointSettings, Endpoints},
     engine::{Engine, RecentNames},
-    execution::{Attempt, ExecutionError, Outcome, Progress, run},
+    execution::{Attempt, ExecutionError, Outcome, Progress, RowIndex, run},
     group::Gang,
     models::Models,
     residency::Residency,
@@ -68,6 +68,7 @@ pub fn engine(dir: &Path, backend: Arc<dyn Backend>) -> Engine {
         budgets: Budgets { score: Budget { tokens: 64, rows: 5 }, generate: Budget { tokens: 64, rows: 3 } },
         endpoints: Endpoints::new(EndpointSettings::default(), dir.join("answers")),
         names: RecentNames::default(),
+        row_index: RowIndex::default(),
     }
 }
 

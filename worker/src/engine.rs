@@ -18,7 +18,7 @@ use crate::{
     compute::Budgets,
     endpoint::Endpoints,
     execution::{Attempt, ExecutionError, RowIndex},
-    group::{Gang, GroupPlace, Introduction, Slice},
+    group::{Gang, GroupPlace, Introduction, Seat, Slice},
     models::{LocalModel, Models, known_fingerprint},
     residency::{Loaded, ModelKey, Residency, Resident, Role},
     tokenization::ModelTokenizer,
@@ -174,7 +174,7 @@ impl Engine {
             checkpoint: None,
             resident: find().map(|(place, _)| place),
         })?;
-        let place = GroupPlace { id: met.id, rank: met.group.rank };
+        let place = GroupPlace { id: met.id, rank: met.seat.rank() };
         if met.resident {
             return match find() {
                 Some((held, Loaded::Generator(slice))) if held == place => Ok((place, slice)),
@@ -184,7 +184,7 @@ impl Engine {
         // What is left of earlier groups is of no use any more.
         self.residency.forget_slices();
         attempt.progress.say("loading a slice of the generator");
-        let world = u64::from(met.group.world.max(1));
+        let world = u64::from(met.seat.world().max(1));
         let key = ModelKey {
             fingerprint: model.fingerprint.clone(),
             role: Role::Generator,
@@ -194,9 +194,8 @@ impl Engine {
         };
         let loaded = self.residency.get_or_load(&key, model.bytes_in(dtype) / world, || {
             let mut request = self.request(&model, dtype);
-            let options = ModelOptions { group: Some(met.group.clone()) };
-            request.options_json = options_json(&options)?;
             let tokenizer = model.tokenizer()?;
+            request.options_json = options_json(&ModelOptions { group: Some(met.seat.hand_over()) })?;
             let generator = backend.load_generator(&request)?;
             let info = generator.info();
             check_vocabulary(&tokenizer, info.vocab_size)?;
@@ -228,7 +227,8 @@ impl Engine {
         Ok((name, self.label(&it, TRAINER_DTYPE)))
     }
 
-    /// Loads a scorer for fine-tuning; not kept in memory afterwards. The label names the backend.
+    /// Loads a scorer for fine-tuning, in a group where there is a seat in one; not kept in memory afterwards. The
+    /// label names the backend.
     ///
     /// # Errors
     /// When no backend trains it, or loading fails.
@@ -236,14 +236,15 @@ impl Engine {
         &self,
         model: &LocalModel,
         choice: Choice<'_>,
-        options: &TrainerOptions,
+        options: TrainerOptions,
+        seat: Option<Seat>,
     ) -> Result<(String, Box<dyn Trainer>), ExecutionError> {
         let wanted = cappy_plugin_host::Role::Trainer;
-        let feature = options.group.as_ref().map(|_| DATA_PARALLEL);
+        let feature = seat.as_ref().map(|_| DATA_PARALLEL);
         let (backend, descriptor) =
             self.select_for(feature, choice.backend, wanted, &model.model_type, TRAINER_DTYPE)?;
         let mut request = self.request(model, TRAINER_DTYPE);
-        request.options_json = options_json(options)?;
+        request.options_json = options_json(&TrainerOptions { group: seat.map(Seat::hand_over), ..options })?;
         let trainer = backend.load_trainer(&request)?;
         Ok((self.label(&descriptor, &trainer.info().dtype), trainer))
     }

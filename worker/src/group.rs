@@ -4,6 +4,8 @@
 //! any work they meet at the coordinator ([`Meet`]), which compares what they would compute with and says who is which
 //! rank. Rank 0 alone completes the shard; the leases of the others end with its commit.
 
+use std::os::fd::{IntoRawFd as _, OwnedFd};
+
 use cappy_plugin_abi::{
     Code, Control, Decoding, EncodingId, Failure, Generated, Generator, Group, GroupKind, ModelInfo,
     RaggedTokens,
@@ -33,11 +35,44 @@ pub struct GroupPlace {
     pub rank: u32,
 }
 
+/// A rank's place among the others, for the backend that will connect it with them.
+///
+/// The socket on which rank 0 listens is closed with the seat, whatever keeps the model from being loaded; only
+/// [`Self::hand_over`] makes it the backend's.
+#[derive(Debug)]
+pub struct Seat {
+    /// Without its listener.
+    group: Group,
+    listener: Option<OwnedFd>,
+}
+
+impl Seat {
+    /// `listener`, on rank 0, listens at the group's rendezvous; none where nothing is to be loaded.
+    pub fn new(group: Group, listener: Option<OwnedFd>) -> Self {
+        Self { group: Group { listener: None, ..group }, listener }
+    }
+
+    /// This rank, from 0.
+    pub const fn rank(&self) -> u32 {
+        self.group.rank
+    }
+
+    /// Ranks in all.
+    pub const fn world(&self) -> u32 {
+        self.group.world
+    }
+
+    /// As the backend is told, which owns the listener from here on: for the call that loads, and right before it.
+    pub(crate) fn hand_over(self) -> Group {
+        Group { listener: self.listener.map(OwnedFd::into_raw_fd), ..self.group }
+    }
+}
+
 /// What a rank is told when all have come.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Met {
-    /// As the backend is told. Without a listener where nothing is to be loaded.
-    pub group: Group,
+    /// Its place.
+    pub seat: Seat,
     /// The group's name.
     pub id: String,
     /// Every rank still holds its slice of the model.

@@ -9,7 +9,7 @@ use std::{
 };
 
 use cappy_plugin_abi::{
-    Control as _, Failure, Group, GroupKind, TokenRows, Trainer, TrainerOptions,
+    Control as _, Failure, GroupKind, TokenRows, Trainer, TrainerOptions,
     random::{fold, mix},
 };
 use cappy_proto::v1;
@@ -24,7 +24,7 @@ use super::{
 use crate::{
     checkpoint::{Checkpoints, Run, RunState},
     engine::{Choice, Engine},
-    group::{Gang, Introduction},
+    group::{Gang, Introduction, Seat},
     models::LocalModel,
     tokenization::ModelTokenizer,
 };
@@ -93,19 +93,21 @@ pub fn run(
     let model = engine.locate_scorer(task.scorer.as_ref(), attempt)?;
     let tokenizer = model.tokenizer()?;
     let _memory = engine.residency.reserve(model.weight_bytes * COPIES_OF_WEIGHTS, attempt.progress)?;
-    let ranks = match attempt.gang(GroupKind::Data)? {
-        None => None,
-        Some(gang) => Some(Ranks::meet(engine, &model, (task, &settings), choice, attempt, gang)?),
+    let (ranks, seat) = match attempt.gang(GroupKind::Data)? {
+        None => (None, None),
+        Some(gang) => {
+            let (ranks, seat) = Ranks::meet(engine, &model, (task, &settings), choice, attempt, gang)?;
+            (Some(ranks), Some(seat))
+        }
     };
-    let leads = ranks.as_ref().is_none_or(|ranks| ranks.group.rank == 0);
+    let leads = ranks.as_ref().is_none_or(|ranks| ranks.rank == 0);
     let options = TrainerOptions {
         dropout: settings.dropout,
         seed: settings.seed,
         micro_batches: if ranks.is_some() { plan.accumulate } else { 0 },
-        group: ranks.as_ref().map(|ranks| ranks.group.clone()),
         ..TrainerOptions::default()
     };
-    let (backend, mut trainer) = engine.load_trainer(&model, choice, &options)?;
+    let (backend, mut trainer) = engine.load_trainer(&model, choice, options.clone(), seat)?;
     let info = trainer.info();
     if info.labels != 1 {
         let message =
@@ -126,7 +128,7 @@ pub fn run(
             if resumed.is_none() && refused {
                 // A checkpoint that was refused halfway may have left its mark.
                 drop(trainer);
-                (_, trainer) = engine.load_trainer(&model, choice, &options)?;
+                (_, trainer) = engine.load_trainer(&model, choice, options, None)?;
             }
             (run, resumed.unwrap_or_default())
         }
@@ -247,7 +249,7 @@ fn checked(mut settings: v1::FineTuning) -> Result<v1::FineTuning, ExecutionErro
 /// decision to the last bit.
 struct Ranks<'a> {
     run: Checkpoints<'a>,
-    group: Group,
+    rank: u32,
     /// What rank 0 goes on from.
     checkpoint: Option<(u64, String)>,
 }
@@ -260,7 +262,7 @@ impl<'a> Ranks<'a> {
         choice: Choice<'_>,
         attempt: &Attempt<'_>,
         gang: Gang<'_>,
-    ) -> Result<Self, ExecutionError> {
+    ) -> Result<(Self, Seat), ExecutionError> {
         let (name, label) = engine.group_trainer(model, choice)?;
         let key = run_key(task, settings, &model.fingerprint, &label, gang.world);
         let run = engine.checkpoints.run(&key, attempt.scratch);
@@ -275,7 +277,7 @@ impl<'a> Ranks<'a> {
             checkpoint,
             resident: None,
         })?;
-        Ok(Self { run, group: met.group, checkpoint: met.checkpoint })
+        Ok((Self { run, rank: met.seat.rank(), checkpoint: met.checkpoint }, met.seat))
     }
 
     /// Rank 0 loads its checkpoint; the others get the state with the first micro-batch.
@@ -283,7 +285,7 @@ impl<'a> Ranks<'a> {
         let Some((updates, state)) = self.checkpoint else { return Ok((self.run, RunState::default())) };
         let state: RunState = serde_json::from_str(&state)
             .map_err(|error| ExecutionError::internal(format!("rank 0's state cannot be read: {error}")))?;
-        if self.group.rank == 0 {
+        if self.rank == 0 {
             let loaded = self.run.load_agreed(updates, &mut |dir| trainer.load_checkpoint(dir));
             // The next attempt does without it.
             loaded.map_err(|failure| ExecutionError::infrastructure("checkpoint", failure.message))?;

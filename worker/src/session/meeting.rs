@@ -2,7 +2,6 @@
 
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket},
-    os::fd::IntoRawFd as _,
     sync::Arc,
     time::Duration,
 };
@@ -21,7 +20,7 @@ use super::{
 };
 use crate::{
     execution::ExecutionError,
-    group::{Gang, Introduction, Meet, Met},
+    group::{Gang, Introduction, Meet, Met, Seat},
 };
 
 /// One lease of a gang, and the way to its coordinator.
@@ -118,19 +117,20 @@ impl Meet for Meeting {
             resident_rank: resident.map_or(0, |place| place.rank),
         }))?;
         tracing::info!(shard = lease.shard_id, rank = told.rank, world = told.world, "met the other ranks");
-        // From here on the backend's, where there is something to connect.
-        let listener = (told.rank == 0 && !told.resident).then(|| listener.into_raw_fd());
+        // Of use where there is something to connect.
+        let listener = (told.rank == 0 && !told.resident).then(|| listener.into());
         let timeout = Duration::from_millis(self.gang.exchange_timeout_ms.into());
+        let group = Group {
+            kind,
+            rank: told.rank,
+            world: told.world,
+            rendezvous: told.rendezvous,
+            listener: None,
+            host,
+            timeout_seconds: timeout.as_secs().max(1),
+        };
         Ok(Met {
-            group: Group {
-                kind,
-                rank: told.rank,
-                world: told.world,
-                rendezvous: told.rendezvous,
-                listener,
-                host,
-                timeout_seconds: timeout.as_secs().max(1),
-            },
+            seat: Seat::new(group, listener),
             id: told.group_id,
             resident: told.resident,
             checkpoint: (told.checkpoint_updates > 0)

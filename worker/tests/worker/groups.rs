@@ -1,7 +1,11 @@
 //! Shards that several workers compute together, seen from one of them: whom it meets, what the backend is told, who hands
 //! the result in. The backend is the echo backend, whose ranks have nothing to exchange.
 
-use std::sync::{Arc, Mutex};
+use std::{
+    net::{SocketAddr, TcpListener, TcpStream},
+    os::fd::{FromRawFd as _, OwnedFd},
+    sync::{Arc, Mutex},
+};
 
 use cappy_plugin_abi::{
     Backend, Control, DATA_PARALLEL, Decoding, Descriptor, EncodingId, Failure, Generated, Generator, Group,
@@ -10,7 +14,8 @@ use cappy_plugin_abi::{
 use cappy_proto::v1::{self, session_response::Message as Heard, shard_task::Task};
 use cappy_worker::{
     execution::{ExecutionError, FailureClass, Progress},
-    group::{Gang, Introduction, Meet, Met},
+    group::{Gang, Introduction, Meet, Met, Seat},
+    residency::Residency,
     settings::default_settings,
 };
 use serde_json::{Value, json};
@@ -98,12 +103,14 @@ struct Pair {
     rank: u32,
     /// What rank 0 goes on from, where that is the other.
     checkpoint: Option<(u64, String)>,
+    /// What rank 0 listens on, for the first to meet.
+    listener: Mutex<Option<TcpListener>>,
     heard: Mutex<Vec<Introduction>>,
 }
 
 impl Pair {
     fn rank(rank: u32) -> Self {
-        Self { rank, checkpoint: None, heard: Mutex::default() }
+        Self { rank, checkpoint: None, listener: Mutex::default(), heard: Mutex::default() }
     }
 
     fn gang(&self, kind: GroupKind) -> Option<Gang<'_>> {
@@ -115,16 +122,18 @@ impl Meet for Pair {
     fn meet(&self, introduction: &Introduction) -> Result<Met, ExecutionError> {
         self.heard.lock().unwrap().push(introduction.clone());
         let own = (self.rank == 0).then(|| introduction.checkpoint.clone()).flatten();
+        let group = Group {
+            kind: GroupKind::Data,
+            rank: self.rank,
+            world: 2,
+            rendezvous: "127.0.0.1:1".into(),
+            listener: None,
+            host: "127.0.0.1".into(),
+            timeout_seconds: 5,
+        };
+        let listener = self.listener.lock().unwrap().take().map(OwnedFd::from);
         Ok(Met {
-            group: Group {
-                kind: GroupKind::Data,
-                rank: self.rank,
-                world: 2,
-                rendezvous: "127.0.0.1:1".into(),
-                listener: None,
-                host: "127.0.0.1".into(),
-                timeout_seconds: 5,
-            },
+            seat: Seat::new(group, listener),
             id: introduction.resident.as_ref().map_or_else(|| "g1".into(), |place| place.id.clone()),
             resident: introduction.resident.is_some(),
             checkpoint: own.or_else(|| self.checkpoint.clone()),
@@ -197,6 +206,50 @@ fn a_group_goes_on_from_the_newest_checkpoint_of_its_first_rank() {
     let done = elsewhere.run_in(follower.gang(GroupKind::Data), task, &Progress::default()).unwrap();
     assert!(done.outcome.follows);
     assert!(follower.heard.into_inner().unwrap()[0].checkpoint.is_none());
+}
+
+/// A rank 0, and where it listens.
+fn listening() -> (Pair, SocketAddr) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    (Pair { listener: Mutex::new(Some(listener)), ..Pair::rank(0) }, address)
+}
+
+/// Owns the listener that it was told of in its last load.
+fn taken(loads: &Mutex<Vec<Value>>) -> TcpListener {
+    let fd = loads.lock().unwrap().pop().unwrap()["group"]["listener"].as_i64().unwrap();
+    // SAFETY: the worker gave the descriptor to the backend, which is this test's, and nobody else takes it.
+    unsafe { TcpListener::from_raw_fd(i32::try_from(fd).unwrap()) }
+}
+
+#[test]
+fn the_first_rank_listens_until_the_backend_has_the_socket_or_nobody_wants_it() {
+    let loads: Arc<Mutex<Vec<Value>>> = Arc::default();
+    let mut bench = Bench::new(Arc::new(Grouped { loads: Arc::clone(&loads), cramped: false }));
+    let train = train(&mut bench);
+    let generate = Task::Generate(v1::GenerateTask {
+        model: bench.model("t5", 0.0),
+        input: bench.put(&[json!({ "instruction": "fig" })]),
+        row_end: 1,
+        settings: Some(default_settings()),
+        ..Default::default()
+    });
+    for (kind, task) in [(GroupKind::Data, &train), (GroupKind::Tensor, &generate)] {
+        let (pair, address) = listening();
+        bench.run_in(pair.gang(kind), task.clone(), &Progress::default()).unwrap();
+        TcpStream::connect(address).unwrap();
+        let listener = taken(&loads);
+        assert_eq!(listener.local_addr().unwrap(), address);
+        drop(listener);
+        assert!(TcpStream::connect(address).is_err(), "nobody else has it");
+    }
+
+    // Refused before the backend hears of it: there is no room for a slice of another model.
+    bench.engine.residency = Residency::new(1);
+    let (pair, address) = listening();
+    let error = bench.run_in(pair.gang(GroupKind::Tensor), generate, &Progress::default()).err().unwrap();
+    assert!(loads.lock().unwrap().is_empty(), "{error}");
+    assert!(TcpStream::connect(address).is_err(), "it is closed");
 }
 
 #[test]

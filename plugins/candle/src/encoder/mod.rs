@@ -8,6 +8,7 @@
 
 pub mod deberta;
 pub mod fast;
+mod groups;
 pub mod modernbert;
 mod parts;
 pub mod plain;

@@ -6,11 +6,14 @@
 use std::collections::HashMap;
 
 use candle_core::{Device, Result, Tensor};
-use cappy_plugin_abi::{Control, Failure, RaggedTokens};
+use cappy_plugin_abi::{Control, Failure, ModelInfo, RaggedTokens};
 
 use super::config::{EncoderConfig, Family};
+use super::groups::Group;
 use super::layout::{LayerNames, Layout};
-use super::tensors::{Tensors, join_heads, softmax, split_heads};
+use super::scorer::{Classifier, info};
+use super::tensors::{Tensors, split_heads};
+use crate::place::Place;
 use crate::weights::Checkpoint;
 
 /// A loaded classifier.
@@ -20,22 +23,23 @@ pub struct PlainEncoder {
 }
 
 impl PlainEncoder {
-    /// Loads the weights onto a device, as f32.
+    /// Loads the weights onto a device.
     ///
     /// # Errors
     /// `BadModel` naming the tensor that is missing or of another shape.
     pub fn load(
         config: EncoderConfig,
         checkpoint: &Checkpoint,
-        device: Device,
+        place: impl Into<Place>,
     ) -> std::result::Result<Self, Failure> {
-        let tensors = Tensors::load(&Layout::new(&config).slots, checkpoint, device)?;
+        let layout = Layout::new(&config);
+        let tensors = Tensors::load(&layout.slots, config.family.base(), checkpoint, place.into())?;
         Ok(Self { config, tensors })
     }
 
     /// A classifier over tensors of the caller, by transformers' names: variables to differentiate by.
     pub fn from_tensors(config: EncoderConfig, tensors: HashMap<String, Tensor>, device: Device) -> Self {
-        Self { config, tensors: Tensors::new(tensors, device) }
+        Self { config, tensors: Tensors::differentiable(tensors, device.into()) }
     }
 
     /// What was loaded.
@@ -43,53 +47,33 @@ impl PlainEncoder {
         &self.config
     }
 
-    /// Raw logits, `(rows, labels)`. The batch must have been checked against the configuration.
-    ///
-    /// # Errors
-    /// `Cancelled`, `OutOfMemory`, `Internal`.
-    pub fn score(
-        &self,
-        batch: RaggedTokens<'_>,
-        control: &dyn Control,
-    ) -> std::result::Result<Vec<f32>, Failure> {
-        Tensors::score_by_length(batch, self.config.labels, control, |rows| self.forward(batch, rows))
-    }
-
-    /// Raw logits `(rows.len(), labels)` of rows of one length, as a tensor with its graph.
+    /// Raw logits `(rows.len(), labels)` of some rows of a batch that was checked against the configuration, as a tensor
+    /// with its graph. Rows are padded to the longest of them.
     ///
     /// # Errors
     /// candle's.
     pub fn forward(&self, batch: RaggedTokens<'_>, rows: &[usize]) -> Result<Tensor> {
         let Self { config, tensors } = self;
-        let length = batch.row(rows[0]).len();
-        let mut ids = Vec::new();
-        let mut positions = Vec::new();
-        let mut types = Vec::new();
-        for &row in rows {
-            let tokens = batch.row(row);
-            ids.extend_from_slice(tokens);
-            positions.extend(config.positions(tokens).map(|p| p as u32));
-            let start = batch.offsets[row] as usize;
-            types.extend((start..start + length).map(|t| {
-                let segment = batch.type_ids.get(t).copied().unwrap_or(0);
-                if config.type_vocab_size > 1 { u32::from(segment) } else { 0 }
-            }));
-        }
+        let group = Group::new(batch, rows);
         let base = config.family.base();
-        let shape = (rows.len(), length, config.hidden);
+        let shape = group.shape(config.hidden);
         let embedding = |part: &str, index: Vec<u32>| {
             tensors.look_up(&format!("{base}.embeddings.{part}_embeddings.weight"), index, shape)
         };
-        let mut x = embedding("word", ids)?.add(&embedding("position", positions)?)?;
+        let positions = group.numbers(|tokens| config.positions(tokens).map(|position| position as u32));
+        let mut x = embedding("word", group.ids())?.add(&embedding("position", positions)?)?;
         if config.type_vocab_size > 0 {
-            x = x.add(&embedding("token_type", types)?)?;
+            x = x.add(&embedding("token_type", group.segments(config.type_vocab_size))?)?;
         }
         let mut x = self.layer_norm(&x, &format!("{base}.embeddings.LayerNorm"))?;
+        let mask = group.mask(&tensors.place)?;
         let names = LayerNames::of(config.family);
         for i in 0..config.layers {
-            x = self.layer(&x, &format!("{base}.{}.{i}", names.layers), names)?;
+            // The head reads first tokens only, so the last layer makes no others.
+            let made = if i + 1 < config.layers { x.clone() } else { x.narrow(1, 0, 1)?.contiguous()? };
+            x = self.layer(&made, &x, mask.as_ref(), &format!("{base}.{}.{i}", names.layers), names)?;
         }
-        let first = x.narrow(1, 0, 1)?.squeeze(1)?;
+        let first = x.squeeze(1)?;
         match config.family {
             Family::Bert => {
                 tensors.linear(&tensors.linear(&first, "bert.pooler.dense")?.tanh()?, "classifier")
@@ -105,19 +89,46 @@ impl PlainEncoder {
         self.tensors.layer_norm(x, name, self.config.layer_norm_eps)
     }
 
-    /// `x`: `(rows, length, hidden)`.
-    fn layer(&self, x: &Tensor, name: &str, parts: &LayerNames) -> Result<Tensor> {
+    /// `x`, `(rows, made, hidden)`, which attends to `all`, `(rows, length, hidden)`.
+    fn layer(
+        &self,
+        x: &Tensor,
+        all: &Tensor,
+        mask: Option<&Tensor>,
+        name: &str,
+        parts: &LayerNames,
+    ) -> Result<Tensor> {
         let linear = |x: &Tensor, part: &str| self.tensors.linear(x, &format!("{name}.{part}"));
-        let split = |part: &str| split_heads(&linear(x, part)?, self.config.heads);
+        let split = |x: &Tensor, part: &str| split_heads(&linear(x, part)?, self.config.heads);
         let [query, key, value] = parts.qkv;
-        // (rows, heads, length, length)
-        let scale = (self.config.head_dim() as f64).powf(-0.5);
-        let scores = (split(query)?.matmul(&split(key)?.t()?.contiguous()?)? * scale)?;
-        let context = join_heads(&softmax(&scores)?.matmul(&split(value)?)?)?;
+        let query = (split(x, query)? * (self.config.head_dim() as f64).powf(-0.5))?;
+        // (rows, heads, made, length)
+        let scores = query.matmul(&split(all, key)?.t()?)?;
+        let context = self.tensors.attend(scores, mask, &split(all, value)?)?;
         let attended = linear(&context, parts.output)?;
         let x = self.layer_norm(&(attended + x)?, &format!("{name}.{}", parts.attention_norm))?;
         let inner = linear(&x, parts.up)?.gelu_erf()?;
         let down = linear(&inner, parts.down)?;
         self.layer_norm(&(down + x)?, &format!("{name}.{}", parts.ffn_norm))
+    }
+}
+
+impl Classifier for PlainEncoder {
+    fn info(&self) -> ModelInfo {
+        let dtype = self.tensors.place.dtype.as_str().into();
+        ModelInfo { dtype, ..info(&self.config, self.tensors.bytes() as u64) }
+    }
+
+    fn segments(&self) -> usize {
+        self.config.type_vocab_size
+    }
+
+    fn score(
+        &mut self,
+        batch: RaggedTokens<'_>,
+        control: &dyn Control,
+    ) -> std::result::Result<Vec<f32>, Failure> {
+        let sizes = (self.config.labels, self.config.heads);
+        Tensors::score_by_groups(batch, sizes, control, |rows| self.forward(batch, rows))
     }
 }

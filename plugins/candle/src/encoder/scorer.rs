@@ -10,6 +10,7 @@ use super::fast::FastEncoder;
 use super::layout::Layout;
 use super::modernbert::{self, ModernBertConfig};
 use super::plain::PlainEncoder;
+use crate::place::Place;
 use crate::weights::Checkpoint;
 
 /// The forward pass of a classifier.
@@ -38,7 +39,12 @@ impl EncoderScorer {
     ///
     /// # Errors
     /// `Unsupported` and `BadModel`, naming the field or tensor.
-    pub fn load(config_json: &str, checkpoint: &Checkpoint, device: Device) -> Result<Self, Failure> {
+    pub fn load(
+        config_json: &str,
+        checkpoint: &Checkpoint,
+        place: impl Into<Place>,
+    ) -> Result<Self, Failure> {
+        let place = place.into();
         let Identity { family, classifier, .. } = Identity::parse(config_json)?;
         // One that was fine-tuned from a bare encoder keeps that encoder's configuration.
         if !classifier && !checkpoint.contains(family.head()) {
@@ -46,26 +52,39 @@ impl EncoderScorer {
                 "`config.json` names a model without a classification head; fine-tune it first",
             ));
         }
-        let classifier: Box<dyn Classifier> = match (family, device) {
-            (Family::ModernBert, Device::Cpu) => {
-                Box::new(modernbert::Fast::load(ModernBertConfig::parse(config_json)?, checkpoint)?)
-            }
-            (Family::ModernBert, device) => {
-                Box::new(modernbert::Plain::load(ModernBertConfig::parse(config_json)?, checkpoint, device)?)
-            }
-            (Family::DebertaV2, Device::Cpu) => {
-                Box::new(deberta::Fast::load(DebertaConfig::parse(config_json)?, checkpoint)?)
-            }
-            (Family::DebertaV2, device) => {
-                Box::new(deberta::Plain::load(DebertaConfig::parse(config_json)?, checkpoint, device)?)
-            }
-            (_, Device::Cpu) => Box::new(FastEncoder::load(EncoderConfig::parse(config_json)?, checkpoint)?),
-            (_, device) => {
-                Box::new(PlainEncoder::load(EncoderConfig::parse(config_json)?, checkpoint, device)?)
-            }
+        let classifier = match place.device {
+            Device::Cpu => fast(family, config_json, checkpoint)?,
+            _ => plain(family, config_json, checkpoint, place)?,
         };
         Ok(Self { info: classifier.info(), classifier })
     }
+}
+
+fn fast(family: Family, config_json: &str, checkpoint: &Checkpoint) -> Result<Box<dyn Classifier>, Failure> {
+    Ok(match family {
+        Family::ModernBert => {
+            Box::new(modernbert::Fast::load(ModernBertConfig::parse(config_json)?, checkpoint)?)
+        }
+        Family::DebertaV2 => Box::new(deberta::Fast::load(DebertaConfig::parse(config_json)?, checkpoint)?),
+        _ => Box::new(FastEncoder::load(EncoderConfig::parse(config_json)?, checkpoint)?),
+    })
+}
+
+fn plain(
+    family: Family,
+    config_json: &str,
+    checkpoint: &Checkpoint,
+    place: Place,
+) -> Result<Box<dyn Classifier>, Failure> {
+    Ok(match family {
+        Family::ModernBert => {
+            Box::new(modernbert::Plain::load(ModernBertConfig::parse(config_json)?, checkpoint, place)?)
+        }
+        Family::DebertaV2 => {
+            Box::new(deberta::Plain::load(DebertaConfig::parse(config_json)?, checkpoint, place)?)
+        }
+        _ => Box::new(PlainEncoder::load(EncoderConfig::parse(config_json)?, checkpoint, place)?),
+    })
 }
 
 /// What a loaded BERT-like encoder tells about itself.
@@ -95,20 +114,6 @@ impl Classifier for FastEncoder {
     }
 }
 
-impl Classifier for PlainEncoder {
-    fn info(&self) -> ModelInfo {
-        info(self.config(), 4 * Layout::new(self.config()).len() as u64)
-    }
-
-    fn segments(&self) -> usize {
-        self.config().type_vocab_size
-    }
-
-    fn score(&mut self, batch: RaggedTokens<'_>, control: &dyn Control) -> Result<Vec<f32>, Failure> {
-        PlainEncoder::score(self, batch, control)
-    }
-}
-
 impl Scorer for EncoderScorer {
     fn info(&self) -> ModelInfo {
         self.info.clone()
@@ -125,5 +130,86 @@ impl Scorer for EncoderScorer {
             )));
         }
         Ok(scores)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::DType;
+    use cappy_plugin_abi::random::{fold, mix};
+    use cappy_plugin_abi::{TokenRows, Unattended};
+    use std::collections::HashMap;
+    use std::path::PathBuf;
+
+    fn fixture(model: &str) -> (String, Checkpoint) {
+        let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/encoders").join(model);
+        let json = std::fs::read_to_string(folder.join("config.json")).unwrap();
+        (json, Checkpoint::open(&folder).unwrap())
+    }
+
+    /// Of lengths that make one padded group.
+    fn rows() -> TokenRows {
+        let mut rows = TokenRows::new();
+        for (i, length) in [9, 30, 3, 17, 30, 1].into_iter().enumerate() {
+            let row: Vec<u32> = (0..length).map(|t| 4 + (fold(mix(i as u64), t) % 80) as u32).collect();
+            rows.push(&row);
+        }
+        rows
+    }
+
+    fn difference(left: &[f32], right: &[f32]) -> f32 {
+        assert_eq!(left.len(), right.len());
+        left.iter().zip(right).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+    }
+
+    /// What a GPU computes in is bf16, which candle does not multiply on the CPU; f16 takes the same way.
+    #[test]
+    fn lower_numbers_give_nearly_the_same_scores() {
+        for model in
+            ["roberta", "bert", "distilbert", "modernbert", "modernbert-mean", "deberta-v3", "deberta-v2"]
+        {
+            let (json, checkpoint) = fixture(model);
+            let family = Identity::parse(&json).unwrap().family;
+            let rows = rows();
+            let expected = fast(family, &json, &checkpoint).unwrap().score(rows.view(), &Unattended).unwrap();
+            for (dtype, name, bound) in [(DType::F32, "f32", 2e-5), (DType::F16, "f16", 1e-2)] {
+                let place = Place { device: Device::Cpu, dtype };
+                let mut plain = plain(family, &json, &checkpoint, place).unwrap();
+                let info = plain.info();
+                assert_eq!(info.dtype, name, "{model}");
+                let least = info.parameters * dtype.size_in_bytes() as u64;
+                assert!((least..2 * least + 4096).contains(&info.weight_bytes), "{model}: {info:?}");
+                let scores = plain.score(rows.view(), &Unattended).unwrap();
+                let difference = difference(&scores, &expected);
+                assert!(difference <= bound, "{model} in {name}: {difference}");
+                assert!(dtype == DType::F32 || difference > 0.0, "{model}: f16 was not used");
+            }
+        }
+    }
+
+    /// Whole kernels for normalisation and softmax against operations that have a backward pass.
+    #[test]
+    fn operations_with_gradients_give_the_same_scores() {
+        for model in ["roberta", "bert", "distilbert"] {
+            let (json, checkpoint) = fixture(model);
+            let config = EncoderConfig::parse(&json).unwrap();
+            let layout = Layout::new(&config);
+            let tensors: HashMap<_, _> = layout
+                .slots
+                .list()
+                .iter()
+                .map(|slot| {
+                    let values = layout.slots.read(&checkpoint, &slot.range).unwrap();
+                    let tensor = candle_core::Tensor::from_vec(values, slot.shape.as_slice(), &Device::Cpu);
+                    (slot.name.clone(), tensor.unwrap())
+                })
+                .collect();
+            let mut slow = PlainEncoder::from_tensors(config.clone(), tensors, Device::Cpu);
+            let mut quick = PlainEncoder::load(config, &checkpoint, Device::Cpu).unwrap();
+            let rows = rows();
+            let [slow, quick] = [&mut slow, &mut quick].map(|it| it.score(rows.view(), &Unattended).unwrap());
+            assert!(difference(&slow, &quick) <= 1e-5, "{model}: {slow:?}, {quick:?}");
+        }
     }
 }

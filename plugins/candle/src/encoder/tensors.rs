@@ -1,67 +1,99 @@
 //! What the plain paths are made of: a model's tensors by transformers' names, in candle's operations.
-//!
-//! Only operations with a backward pass are used (candle's fused layer norm and softmax drop gradients silently).
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 
-use candle_core::{D, Device, Result, Tensor};
+use candle_core::{D, DType, Result, Tensor};
+use candle_nn::ops;
 use cappy_plugin_abi::{Control, Failure, RaggedTokens};
 
+use super::groups::groups;
 use super::slots::Slots;
+use crate::place::Place;
 use crate::weights::Checkpoint;
 
-/// Tokens that go through the model together: rows of equal length, so without padding.
-const BATCH_TOKENS: usize = 8192;
+/// Tokens after which scores are read, and the end of a call is noticed: reading waits for the device.
+const READ_TOKENS: usize = 1 << 16;
 
 /// A model's tensors.
 pub(super) struct Tensors {
     named: HashMap<String, Tensor>,
-    pub device: Device,
+    pub place: Place,
+    /// Whether gradients are wanted. candle's kernels for whole normalisations and softmaxes have none, and drop them
+    /// silently.
+    differentiable: bool,
 }
 
-fn engine(error: candle_core::Error) -> Failure {
+pub(super) fn engine(error: candle_core::Error) -> Failure {
     let text = error.to_string();
-    if text.to_lowercase().contains("out of memory") {
+    let found = text.to_lowercase();
+    if ["out of memory", "out_of_memory", "alloc_failed"].iter().any(|sign| found.contains(sign)) {
         return Failure::out_of_memory("the device's memory did not suffice; use a smaller batch");
     }
     Failure::internal(format!("candle: {}", text.lines().next().unwrap_or_default()))
 }
 
 impl Tensors {
-    /// Loads all slots onto a device, as f32.
+    /// Loads all slots onto a device: the encoder's, whose names begin with `base`, in the place's numbers, the head's in
+    /// f32, so that scores of similar rows do not fall together.
     pub fn load(
         slots: &Slots,
+        base: &str,
         checkpoint: &Checkpoint,
-        device: Device,
+        place: Place,
     ) -> std::result::Result<Self, Failure> {
         let mut named = HashMap::new();
         for slot in slots.list() {
             let values = slots.read(checkpoint, &slot.range)?;
-            let tensor = Tensor::from_vec(values, slot.shape.as_slice(), &device).map_err(engine)?;
+            let encoder = slot.name.strip_prefix(base).is_some_and(|rest| rest.starts_with('.'));
+            let dtype = if encoder { place.dtype } else { DType::F32 };
+            let tensor = Tensor::from_vec(values, slot.shape.as_slice(), &place.device)
+                .and_then(|tensor| tensor.to_dtype(dtype))
+                .map_err(engine)?;
             named.insert(slot.name.clone(), tensor);
         }
-        Ok(Self { named, device })
+        let mut loaded = Self { named, place, differentiable: false };
+        loaded.add_zero_biases().map_err(engine)?;
+        Ok(loaded)
     }
 
-    pub fn new(named: HashMap<String, Tensor>, device: Device) -> Self {
-        Self { named, device }
+    /// Tensors of the caller, to differentiate by, in f32.
+    pub fn differentiable(named: HashMap<String, Tensor>, place: Place) -> Self {
+        Self { named, place, differentiable: true }
+    }
+
+    /// The kernel for normalisations wants a bias; weights of one dimension belong to nothing else.
+    fn add_zero_biases(&mut self) -> Result<()> {
+        let norms = self.named.iter().filter(|(_, tensor)| tensor.rank() == 1);
+        let biases = norms
+            .filter_map(|(name, weight)| Some((format!("{}.bias", name.strip_suffix(".weight")?), weight)))
+            .filter(|(bias, _)| !self.named.contains_key(bias));
+        let zeros: Vec<_> =
+            biases.map(|(bias, weight)| Ok((bias, weight.zeros_like()?))).collect::<Result<_>>()?;
+        self.named.extend(zeros);
+        Ok(())
     }
 
     pub fn at(&self, name: &str) -> Result<&Tensor> {
         self.named.get(name).ok_or_else(|| candle_core::Error::Msg(format!("no tensor `{name}`")))
     }
 
+    /// Bytes of weights on the device.
+    pub fn bytes(&self) -> usize {
+        self.named.values().map(|tensor| tensor.elem_count() * tensor.dtype().size_in_bytes()).sum()
+    }
+
     /// Rows `index` of an embedding, as `shape`.
     pub fn look_up(&self, name: &str, index: Vec<u32>, shape: (usize, usize, usize)) -> Result<Tensor> {
-        let index = Tensor::from_vec(index, shape.0 * shape.1, &self.device)?;
+        let index = Tensor::from_vec(index, shape.0 * shape.1, &self.place.device)?;
         self.at(name)?.index_select(&index, 0)?.reshape(shape)
     }
 
-    /// `x`: `(.., in)`.
+    /// `x`: `(.., in)`; the result has the layer's numbers.
     pub fn linear(&self, x: &Tensor, name: &str) -> Result<Tensor> {
         let weight = self.at(&format!("{name}.weight"))?;
         let (mut shape, width) = (x.dims().to_vec(), weight.dim(0)?);
-        let mut flat = x.reshape(((), weight.dim(1)?))?.matmul(&weight.t()?)?;
+        let x = x.to_dtype(weight.dtype())?.reshape(((), weight.dim(1)?))?;
+        let mut flat = x.matmul(&weight.t()?)?;
         if let Some(bias) = self.named.get(&format!("{name}.bias")) {
             flat = flat.broadcast_add(bias)?;
         }
@@ -70,40 +102,60 @@ impl Tensors {
     }
 
     pub fn layer_norm(&self, x: &Tensor, name: &str, eps: f32) -> Result<Tensor> {
+        let weight = self.at(&format!("{name}.weight"))?;
+        let bias = self.at(&format!("{name}.bias"))?;
+        if !self.differentiable {
+            return ops::layer_norm(&x.contiguous()?, weight, bias, eps);
+        }
         let x = x.broadcast_sub(&x.mean_keepdim(D::Minus1)?)?;
         let variance = x.sqr()?.mean_keepdim(D::Minus1)?;
-        let x = x
-            .broadcast_div(&(variance + f64::from(eps))?.sqrt()?)?
-            .broadcast_mul(self.at(&format!("{name}.weight"))?)?;
-        match self.named.get(&format!("{name}.bias")) {
-            Some(bias) => x.broadcast_add(bias),
-            None => Ok(x),
-        }
+        let x = x.broadcast_div(&(variance + f64::from(eps))?.sqrt()?)?;
+        x.broadcast_mul(weight)?.broadcast_add(bias)
     }
 
-    /// Raw logits, `(rows, labels)`, from those of rows of equal length: `forward(rows)`.
-    pub fn score_by_length(
+    /// `values`, `(rows, heads, keys, d)`, weighted by the softmax of `scores`, `(rows, heads, queries, keys)`, where
+    /// `mask` lets them: `(rows, queries, heads * d)`.
+    pub fn attend(&self, scores: Tensor, mask: Option<&Tensor>, values: &Tensor) -> Result<Tensor> {
+        let scores = match mask {
+            Some(mask) => scores.broadcast_add(mask)?,
+            None => scores,
+        };
+        let weights = if self.differentiable { softmax(&scores)? } else { ops::softmax_last_dim(&scores)? };
+        let context = weights.matmul(values)?;
+        let (rows, heads, queries, d) = context.dims4()?;
+        context.transpose(1, 2)?.contiguous()?.reshape((rows, queries, heads * d))
+    }
+
+    /// Raw logits, `(rows, labels)`, from those of groups of rows: `forward(rows)`, `(rows.len(), labels)` in f32.
+    pub fn score_by_groups(
         batch: RaggedTokens<'_>,
-        labels: usize,
+        (labels, heads): (usize, usize),
         control: &dyn Control,
         forward: impl Fn(&[usize]) -> Result<Tensor>,
     ) -> std::result::Result<Vec<f32>, Failure> {
+        let lengths: Vec<usize> = (0..batch.rows()).map(|row| batch.row(row).len()).collect();
+        let groups = groups(&lengths, heads);
         let mut logits = vec![0.0; batch.rows() * labels];
-        let mut by_length: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
-        (0..batch.rows()).for_each(|row| by_length.entry(batch.row(row).len()).or_default().push(row));
-        let mut done = 0;
-        for (length, rows) in by_length {
-            for rows in rows.chunks((BATCH_TOKENS / length).max(1)) {
-                if control.cancelled() {
-                    return Err(Failure::cancelled("scoring was cancelled"));
-                }
-                let scores = forward(rows).and_then(|t| t.flatten_all()?.to_vec1::<f32>()).map_err(engine)?;
-                for (&row, scores) in rows.iter().zip(scores.chunks_exact(labels)) {
-                    logits[row * labels..][..labels].copy_from_slice(scores);
-                }
-                done += rows.len() as u64;
-                control.progress(done, batch.rows() as u64);
+        let (mut unread, mut tokens, mut done) = (Vec::new(), 0, 0);
+        for (i, rows) in groups.iter().enumerate() {
+            if control.cancelled() {
+                return Err(Failure::cancelled("scoring was cancelled"));
             }
+            unread.push(forward(rows).map_err(engine)?);
+            tokens += rows.len() * lengths[rows[0]];
+            if tokens < READ_TOKENS && i + 1 < groups.len() {
+                continue;
+            }
+            let scores = Tensor::cat(&unread, 0).and_then(|all| all.flatten_all()?.to_vec1::<f32>());
+            let first = i + 1 - unread.len();
+            let rows = groups[first..=i].iter().flatten();
+            for (&row, scores) in rows.zip(scores.map_err(engine)?.chunks_exact(labels)) {
+                logits[row * labels..][..labels].copy_from_slice(scores);
+                done += 1;
+            }
+            control.progress(done, batch.rows() as u64);
+            unread.clear();
+            tokens = 0;
         }
         Ok(logits)
     }
@@ -115,14 +167,8 @@ pub(super) fn split_heads(x: &Tensor, heads: usize) -> Result<Tensor> {
     x.reshape((rows, length, heads, width / heads))?.transpose(1, 2)?.contiguous()
 }
 
-/// `(rows, heads, length, d)` as `(rows, length, heads * d)`.
-pub(super) fn join_heads(x: &Tensor) -> Result<Tensor> {
-    let (rows, heads, length, d) = x.dims4()?;
-    x.transpose(1, 2)?.contiguous()?.reshape((rows, length, heads * d))
-}
-
-/// Over the last dimension.
-pub(super) fn softmax(scores: &Tensor) -> Result<Tensor> {
+/// Over the last dimension, of operations with a backward pass.
+fn softmax(scores: &Tensor) -> Result<Tensor> {
     let weights = scores.broadcast_sub(&scores.max_keepdim(D::Minus1)?.detach())?.exp()?;
     weights.broadcast_div(&weights.sum_keepdim(D::Minus1)?)
 }

@@ -3,13 +3,15 @@
 //! positions ([`rotary`]),
 //! dropout ([`dropout`]) and reusable memory ([`Buffer`]).
 //!
-//! Everything is f32 over slices, picks AVX-512, AVX2 or portable code at run time ([`simd`]), and gives results
+//! Everything but `cuda` (how a GPU is opened, whose kernels are candle's) is f32 over slices, picks AVX-512, AVX2 or portable code at run time ([`simd`]), and gives results
 //! that depend neither on the number of threads nor on the other rows of a batch. Each kernel has a plain form
 //! beside it in the tests.
 
 pub mod activation;
 pub mod attention;
 mod buffer;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 mod gemm;
 mod microkernel;
 mod operands;

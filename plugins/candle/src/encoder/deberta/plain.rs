@@ -1,14 +1,17 @@
 //! The classifier in candle's tensor operations: what the fast path is tested against, and what runs on CUDA.
 
-use candle_core::{D, Device, Result, Tensor};
+use candle_core::{D, Result, Tensor};
 use cappy_plugin_abi::{Control, Failure, ModelInfo, RaggedTokens};
 
 use super::info;
 use super::layout::Layout;
+use crate::encoder::groups::Group;
 use crate::encoder::scorer::Classifier;
-use crate::encoder::tensors::{Tensors, join_heads, softmax, split_heads};
+use crate::encoder::tensors::{Tensors, split_heads};
+use crate::place::Place;
 use crate::weights::Checkpoint;
 use cappy_plugin_models::encoder::deberta::{Activation, Convolution, DebertaConfig, Relative};
+use cappy_plugin_models::encoder::family::Family;
 
 /// A loaded classifier.
 pub struct Plain {
@@ -23,33 +26,49 @@ fn activate(x: &Tensor, activation: Activation) -> Result<Tensor> {
     }
 }
 
+/// Relative positions of a group.
+struct Positions {
+    relative: Relative,
+    /// `(1, 2 * span, hidden)`.
+    embeddings: Tensor,
+    /// Which embedding belongs to each query and key, `(rows, heads, length, length)`.
+    of_queries: Tensor,
+    /// Likewise to each key and query.
+    of_keys: Tensor,
+}
+
 impl Plain {
-    /// Loads the weights onto a device, as f32.
+    /// Loads the weights onto a device.
     ///
     /// # Errors
     /// `BadModel` naming the tensor that is missing or of another shape.
     pub fn load(
         config: DebertaConfig,
         checkpoint: &Checkpoint,
-        device: Device,
+        place: impl Into<Place>,
     ) -> std::result::Result<Self, Failure> {
-        let tensors = Tensors::load(&Layout::new(&config).slots, checkpoint, device)?;
+        let slots = Layout::new(&config).slots;
+        let tensors = Tensors::load(&slots, Family::DebertaV2.base(), checkpoint, place.into())?;
         Ok(Self { config, tensors })
     }
 
-    /// Raw logits `(rows.len(), labels)` of rows of one length.
+    /// Raw logits `(rows.len(), labels)`.
     fn forward(&self, batch: RaggedTokens<'_>, rows: &[usize]) -> Result<Tensor> {
         let Self { config, tensors } = self;
-        let length = batch.row(rows[0]).len();
-        let embedded = self.embed(batch, rows, length)?;
+        let group = Group::new(batch, rows);
+        let embedded = self.embed(&group)?;
         let positions = match config.relative {
-            Some(relative) => Some(self.positions(relative, length)?),
+            Some(relative) => Some(self.positions(relative, &group)?),
             None => None,
         };
+        let mask = group.mask(&tensors.place)?;
         let mut x = embedded.clone();
         for i in 0..config.layers {
-            x = self.layer(&x, &format!("deberta.encoder.layer.{i}"), positions.as_ref())?;
+            let name = format!("deberta.encoder.layer.{i}");
+            x = self.layer(&x, &name, positions.as_ref(), mask.as_ref())?;
             if let (0, Some(convolution)) = (i, config.convolution) {
+                // Beyond a row's ends there are zeros.
+                let embedded = group.without_padding(&embedded, &tensors.place)?;
                 x = self.convolve(&embedded, &x, convolution)?;
             }
         }
@@ -58,23 +77,18 @@ impl Plain {
         tensors.linear(&pooled, "classifier")
     }
 
-    fn embed(&self, batch: RaggedTokens<'_>, rows: &[usize], length: usize) -> Result<Tensor> {
+    fn embed(&self, group: &Group<'_>) -> Result<Tensor> {
         let Self { config, tensors } = self;
-        let shape = (rows.len(), length, config.embedding);
+        let shape = group.shape(config.embedding);
         let look_up = |part: &str, index: Vec<u32>| {
             tensors.look_up(&format!("deberta.embeddings.{part}_embeddings.weight"), index, shape)
         };
-        let mut x = look_up("word", rows.iter().flat_map(|&row| batch.row(row)).copied().collect())?;
+        let mut x = look_up("word", group.ids())?;
         if config.absolute_positions {
-            x = (x + look_up("position", rows.iter().flat_map(|_| 0..length as u32).collect())?)?;
+            x = (x + look_up("position", group.numbers(|tokens| 0..tokens.len() as u32))?)?;
         }
         if config.type_vocab_size > 0 {
-            let segment = |t: usize| match config.type_vocab_size {
-                1 => 0,
-                _ => batch.type_ids.get(t).copied().unwrap_or(0).into(),
-            };
-            let tokens = rows.iter().flat_map(|&row| (batch.offsets[row] as usize..).take(length));
-            x = (x + look_up("token_type", tokens.map(segment).collect())?)?;
+            x = (x + look_up("token_type", group.segments(config.type_vocab_size))?)?;
         }
         if config.embedding != config.hidden {
             x = tensors.linear(&x, "deberta.embeddings.embed_proj")?;
@@ -82,20 +96,25 @@ impl Plain {
         tensors.layer_norm(&x, "deberta.embeddings.LayerNorm", config.layer_norm_eps)
     }
 
-    /// Position embeddings `(1, 2 * span, hidden)`, and which of them belongs to each query and key,
-    /// `(length, length)`.
-    fn positions(&self, relative: Relative, length: usize) -> Result<(Tensor, Tensor, Relative)> {
+    fn positions(&self, relative: Relative, group: &Group<'_>) -> Result<Positions> {
         let Self { config, tensors } = self;
         let mut embeddings = tensors.at("deberta.encoder.rel_embeddings.weight")?.unsqueeze(0)?;
         if relative.normalised {
             let eps = config.layer_norm_eps;
             embeddings = tensors.layer_norm(&embeddings, "deberta.encoder.LayerNorm", eps)?;
         }
-        let index = (0..length as i64)
-            .flat_map(|i| (0..length as i64).map(move |j| relative.index(i - j) as u32))
+        let (rows, length, _) = group.shape(0);
+        let distances = -(length as i64 - 1)..length as i64;
+        let of_distance: Vec<u32> = distances.map(|distance| relative.index(distance) as u32).collect();
+        let index: Vec<u32> = (0..length)
+            .flat_map(|i| (0..length).map(move |j| length - 1 + i - j))
+            .map(|at| of_distance[at])
             .collect();
-        let index = Tensor::from_vec(index, (length, length), &tensors.device)?;
-        Ok((embeddings, index, relative))
+        let index = Tensor::from_vec(index, (length, length), &tensors.place.device)?;
+        let of_all = |index: &Tensor| index.broadcast_as((rows, config.heads, length, length))?.contiguous();
+        let of_queries = of_all(&index)?;
+        let of_keys = if relative.p2c { of_all(&index.t()?)? } else { of_queries.clone() };
+        Ok(Positions { relative, embeddings, of_queries, of_keys })
     }
 
     /// `x`: `(rows, length, hidden)`.
@@ -103,38 +122,37 @@ impl Plain {
         &self,
         x: &Tensor,
         name: &str,
-        positions: Option<&(Tensor, Tensor, Relative)>,
+        positions: Option<&Positions>,
+        mask: Option<&Tensor>,
     ) -> Result<Tensor> {
         let Self { config, tensors } = self;
-        let (rows, length, _) = x.dims3()?;
-        let heads = config.heads;
         let split = |x: &Tensor, part: &str| {
-            split_heads(&tensors.linear(x, &format!("{name}.attention.self.{part}"))?, heads)
+            split_heads(&tensors.linear(x, &format!("{name}.attention.self.{part}"))?, config.heads)
         };
-        let (query, key) = (split(x, "query_proj")?, split(x, "key_proj")?);
+        // Every term is scaled with its query, or with its position's.
+        let scale = f64::from(config.scale());
+        let query = (split(x, "query_proj")? * scale)?;
+        let key = split(x, "key_proj")?;
         // (rows, heads, length, length)
-        let mut scores = query.matmul(&key.t()?.contiguous()?)?;
-        if let Some((embeddings, index, relative)) = positions {
-            let index = index.broadcast_as((rows, heads, length, length))?.contiguous()?;
+        let mut scores = query.matmul(&key.t()?)?;
+        if let Some(Positions { relative, embeddings, of_queries, of_keys }) = positions {
             let projections = match relative.shared {
                 true => ["key_proj", "query_proj"],
                 false => ["pos_key_proj", "pos_query_proj"],
             };
             // Every state with every position, then those that belong to each pair of tokens.
-            let terms = |states: &Tensor, part: &str, index: &Tensor| {
-                let positions = split(embeddings, part)?.t()?.contiguous()?;
-                states.broadcast_matmul(&positions)?.contiguous()?.gather(index, D::Minus1)
+            let terms = |states: &Tensor, positions: Tensor, index: &Tensor| {
+                states.broadcast_matmul(&positions.t()?)?.gather(index, D::Minus1)
             };
             if relative.c2p {
-                scores = (scores + terms(&query, projections[0], &index)?)?;
+                scores = (scores + terms(&query, split(embeddings, projections[0])?, of_queries)?)?;
             }
             if relative.p2c {
-                let of_keys = index.t()?.contiguous()?;
-                scores = (scores + terms(&key, projections[1], &of_keys)?.t()?)?;
+                let positions = (split(embeddings, projections[1])? * scale)?;
+                scores = (scores + terms(&key, positions, of_keys)?.t()?)?;
             }
         }
-        let scores = (scores * f64::from(config.scale()))?;
-        let context = join_heads(&softmax(&scores)?.matmul(&split(x, "value_proj")?)?)?;
+        let context = tensors.attend(scores, mask, &split(x, "value_proj")?)?;
         let part = |x: &Tensor, part: &str| tensors.linear(x, &format!("{name}.{part}"));
         let norm = |x: &Tensor, part: &str| {
             tensors.layer_norm(x, &format!("{name}.{part}.LayerNorm"), config.layer_norm_eps)
@@ -158,7 +176,8 @@ impl Plain {
 
 impl Classifier for Plain {
     fn info(&self) -> ModelInfo {
-        info(&self.config, 4 * Layout::new(&self.config).slots.len())
+        let dtype = self.tensors.place.dtype.as_str().into();
+        ModelInfo { dtype, ..info(&self.config, self.tensors.bytes()) }
     }
 
     fn segments(&self) -> usize {
@@ -170,6 +189,7 @@ impl Classifier for Plain {
         batch: RaggedTokens<'_>,
         control: &dyn Control,
     ) -> std::result::Result<Vec<f32>, Failure> {
-        Tensors::score_by_length(batch, self.config.labels, control, |rows| self.forward(batch, rows))
+        let sizes = (self.config.labels, self.config.heads);
+        Tensors::score_by_groups(batch, sizes, control, |rows| self.forward(batch, rows))
     }
 }

@@ -1,57 +1,99 @@
 //! The classifier in candle's tensor operations: what the fast path is tested against, and what runs on CUDA.
 
-use candle_core::{Device, Result, Tensor};
+use candle_core::{Result, Tensor};
+use candle_nn::rotary_emb::rope;
 use cappy_plugin_abi::{Control, Failure, ModelInfo, RaggedTokens};
 
 use super::info;
 use super::layout::Layout;
+use crate::encoder::groups::Group;
 use crate::encoder::scorer::Classifier;
-use crate::encoder::tensors::{Tensors, join_heads, softmax, split_heads};
+use crate::encoder::tensors::{Tensors, engine};
+use crate::place::Place;
 use crate::weights::Checkpoint;
+use cappy_plugin_models::encoder::family::Family;
 use cappy_plugin_models::encoder::modernbert::{Attention, ModernBertConfig, Pooling};
 
 /// A loaded classifier.
 pub struct Plain {
     config: ModernBertConfig,
     tensors: Tensors,
+    turns: Vec<Turns>,
+}
+
+/// Rotary positions of one base period: cosines and sines, `(max_tokens, head_dim / 2)` each.
+struct Turns {
+    theta: f64,
+    cosines: Tensor,
+    sines: Tensor,
+}
+
+impl Turns {
+    fn new(theta: f64, tokens: usize, d: usize, place: &Place) -> Result<Self> {
+        let angle = |position: usize, i: usize| {
+            let frequency = theta.powf(-2.0 * i as f64 / d as f64) as f32;
+            f64::from(position as f32 * frequency)
+        };
+        let table = |f: fn(f64) -> f64| {
+            let values: Vec<f32> =
+                (0..tokens).flat_map(|p| (0..d / 2).map(move |i| f(angle(p, i)) as f32)).collect();
+            Tensor::from_vec(values, (tokens, d / 2), &place.device)?.to_dtype(place.dtype)
+        };
+        Ok(Self { theta, cosines: table(f64::cos)?, sines: table(f64::sin)? })
+    }
+
+    /// `x`: `(rows, heads, length, d)`.
+    fn turn(&self, x: &Tensor) -> Result<Tensor> {
+        let length = x.dim(2)?;
+        rope(x, &self.cosines.narrow(0, 0, length)?, &self.sines.narrow(0, 0, length)?)
+    }
 }
 
 impl Plain {
-    /// Loads the weights onto a device, as f32.
+    /// Loads the weights onto a device.
     ///
     /// # Errors
     /// `BadModel` naming the tensor that is missing or of another shape.
     pub fn load(
         config: ModernBertConfig,
         checkpoint: &Checkpoint,
-        device: Device,
+        place: impl Into<Place>,
     ) -> std::result::Result<Self, Failure> {
-        let tensors = Tensors::load(&Layout::new(&config).slots, checkpoint, device)?;
-        Ok(Self { config, tensors })
+        let slots = Layout::new(&config).slots;
+        let tensors = Tensors::load(&slots, Family::ModernBert.base(), checkpoint, place.into())?;
+        let mut turns: Vec<Turns> = Vec::new();
+        for attention in &config.attention {
+            if turns.iter().all(|known| known.theta != attention.theta) {
+                let of = Turns::new(attention.theta, config.max_tokens, config.head_dim(), &tensors.place);
+                turns.push(of.map_err(engine)?);
+            }
+        }
+        Ok(Self { config, tensors, turns })
     }
 
-    /// Raw logits `(rows.len(), labels)` of rows of one length.
+    /// Raw logits `(rows.len(), labels)`.
     fn forward(&self, batch: RaggedTokens<'_>, rows: &[usize]) -> Result<Tensor> {
-        let Self { config, tensors } = self;
-        let length = batch.row(rows[0]).len();
-        let ids = rows.iter().flat_map(|&row| batch.row(row)).copied().collect();
-        let shape = (rows.len(), length, config.hidden);
-        let x = tensors.look_up("model.embeddings.tok_embeddings.weight", ids, shape)?;
+        let Self { config, tensors, .. } = self;
+        let group = Group::new(batch, rows);
+        let shape = group.shape(config.hidden);
+        let x = tensors.look_up("model.embeddings.tok_embeddings.weight", group.ids(), shape)?;
         let mut x = self.norm(&x, "model.embeddings.norm")?;
+        let masks = Masks::new(config, &group, &tensors.place)?;
         for (i, attention) in config.attention.iter().enumerate() {
             let name = |part: &str| format!("model.layers.{i}.{part}");
             let input = if i == 0 { x.clone() } else { self.norm(&x, &name("attn_norm"))? };
-            let context = self.attend(&tensors.linear(&input, &name("attn.Wqkv"))?, attention)?;
+            let qkv = tensors.linear(&input, &name("attn.Wqkv"))?;
+            let context = self.attend(&qkv, attention, masks.of(attention))?;
             x = (x + tensors.linear(&context, &name("attn.Wo"))?)?;
             let up = tensors.linear(&self.norm(&x, &name("mlp_norm"))?, &name("mlp.Wi"))?;
-            let (inner, gate) = halves(&up)?;
-            let inner = (inner.gelu_erf()? * gate)?;
+            let part = |which: usize| up.narrow(2, which * config.intermediate, config.intermediate);
+            let inner = (part(0)?.gelu_erf()? * part(1)?)?;
             x = (x + tensors.linear(&inner, &name("mlp.Wo"))?)?;
         }
         let x = self.norm(&x, "model.final_norm")?;
         let pooled = match config.pooling {
             Pooling::First => x.narrow(1, 0, 1)?.squeeze(1)?,
-            Pooling::Mean => x.mean(1)?,
+            Pooling::Mean => group.mean(&x, &tensors.place)?,
         };
         let dense = tensors.linear(&pooled, "head.dense")?.gelu_erf()?;
         tensors.linear(&self.norm(&dense, "head.norm")?, "classifier")
@@ -62,51 +104,47 @@ impl Plain {
     }
 
     /// `qkv`: `(rows, length, 3 * hidden)`.
-    fn attend(&self, qkv: &Tensor, attention: &Attention) -> Result<Tensor> {
-        let (h, heads, d) = (self.config.hidden, self.config.heads, self.config.head_dim());
-        let length = qkv.dim(1)?;
-        let part = |which: usize| split_heads(&qkv.narrow(2, which * h, h)?.contiguous()?, heads);
-        let (query, key) = (self.turn(&part(0)?, attention.theta)?, self.turn(&part(1)?, attention.theta)?);
+    fn attend(&self, qkv: &Tensor, attention: &Attention, mask: Option<&Tensor>) -> Result<Tensor> {
+        let (heads, d) = (self.config.heads, self.config.head_dim());
+        let (rows, length, _) = qkv.dims3()?;
+        let qkv = qkv.reshape((rows, length, 3, heads, d))?;
+        let part = |which: usize| qkv.narrow(2, which, 1)?.squeeze(2)?.transpose(1, 2)?.contiguous();
+        let turns = self.turns.iter().find(|turns| turns.theta == attention.theta);
+        let turns = turns.expect("there is a table for every layer");
+        let query = (turns.turn(&part(0)?)? * (d as f64).powf(-0.5))?;
         // (rows, heads, length, length)
-        let mut scores = (query.matmul(&key.t()?.contiguous()?)? * (d as f64).powf(-0.5))?;
-        if let Some(window) = attention.window {
-            let seen = |i: usize, j: usize| if i.abs_diff(j) <= window { 0.0_f32 } else { f32::NEG_INFINITY };
-            let mask: Vec<f32> = (0..length).flat_map(|i| (0..length).map(move |j| seen(i, j))).collect();
-            scores = scores.broadcast_add(&Tensor::from_vec(mask, (length, length), qkv.device())?)?;
-        }
-        join_heads(&softmax(&scores)?.matmul(&part(2)?)?)
-    }
-
-    /// Rotary positions. `x`: `(rows, heads, length, d)`.
-    fn turn(&self, x: &Tensor, theta: f64) -> Result<Tensor> {
-        let (length, d) = (x.dim(2)?, x.dim(3)?);
-        let angle = |position: usize, i: usize| {
-            let frequency = theta.powf(-2.0 * i as f64 / d as f64) as f32;
-            f64::from(position as f32 * frequency)
-        };
-        let table = |f: fn(f64) -> f64| {
-            let values: Vec<f32> =
-                (0..length).flat_map(|p| (0..d / 2).map(move |i| f(angle(p, i)) as f32)).collect();
-            Tensor::from_vec(values, (length, d / 2), x.device())
-        };
-        let (cosines, sines) = (table(f64::cos)?, table(f64::sin)?);
-        let (left, right) = halves(x)?;
-        let turned_left = (left.broadcast_mul(&cosines)? - right.broadcast_mul(&sines)?)?;
-        let turned_right = (right.broadcast_mul(&cosines)? + left.broadcast_mul(&sines)?)?;
-        Tensor::cat(&[turned_left, turned_right], 3)
+        let scores = query.matmul(&turns.turn(&part(1)?)?.t()?)?;
+        self.tensors.attend(scores, mask, &part(2)?)
     }
 }
 
-/// The halves of the last dimension.
-fn halves(x: &Tensor) -> Result<(Tensor, Tensor)> {
-    let last = x.rank() - 1;
-    let half = x.dim(last)? / 2;
-    Ok((x.narrow(last, 0, half)?.contiguous()?, x.narrow(last, half, half)?.contiguous()?))
+/// What a group's layers add to their attention scores: by window, one for all layers that have it.
+struct Masks(Vec<(Option<usize>, Option<Tensor>)>);
+
+impl Masks {
+    fn new(config: &ModernBertConfig, group: &Group<'_>, place: &Place) -> Result<Self> {
+        let mut masks: Vec<(Option<usize>, Option<Tensor>)> = Vec::new();
+        for attention in &config.attention {
+            if masks.iter().all(|(window, _)| *window != attention.window) {
+                let mask = match attention.window {
+                    Some(window) => group.window_mask(window, place)?,
+                    None => group.mask(place)?,
+                };
+                masks.push((attention.window, mask));
+            }
+        }
+        Ok(Self(masks))
+    }
+
+    fn of(&self, attention: &Attention) -> Option<&Tensor> {
+        self.0.iter().find(|(window, _)| *window == attention.window)?.1.as_ref()
+    }
 }
 
 impl Classifier for Plain {
     fn info(&self) -> ModelInfo {
-        info(&self.config, 4 * Layout::new(&self.config).slots.len())
+        let dtype = self.tensors.place.dtype.as_str().into();
+        ModelInfo { dtype, ..info(&self.config, self.tensors.bytes()) }
     }
 
     fn segments(&self) -> usize {
@@ -118,6 +156,7 @@ impl Classifier for Plain {
         batch: RaggedTokens<'_>,
         control: &dyn Control,
     ) -> std::result::Result<Vec<f32>, Failure> {
-        Tensors::score_by_length(batch, self.config.labels, control, |rows| self.forward(batch, rows))
+        let sizes = (self.config.labels, self.config.heads);
+        Tensors::score_by_groups(batch, sizes, control, |rows| self.forward(batch, rows))
     }
 }

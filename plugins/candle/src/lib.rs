@@ -6,8 +6,9 @@
 //! the CPU the weights are packed for the matrix product (`kernels/gemm.rs`) into a
 //! [`FastEncoder`](encoder::fast::FastEncoder); `score` then cuts the ragged batch into pieces, sends all tokens of a
 //! piece through every linear layer at once, attends row by row (`kernels/attention`), and returns raw logits.
-//! On CUDA the same model runs in candle's operations ([`encoder::plain`]), which is also what the fast path is
-//! tested against, over groups of rows of nearly equal length (`encoder/groups.rs`), in bf16 unless f32 is asked for. Generators are T5 ([`t5`]). Fine-tuning ([`trainer`]) shares the kernels and has its backward pass written out.
+//! On CUDA the same model runs in candle's operations ([`encoder::plain`]), which is also what the fast path is tested
+//! against: over groups of rows of nearly equal length (`encoder/groups.rs`), in bf16 unless f32 is asked for ([`place`]).
+//! Generators are T5 ([`t5`]). Fine-tuning ([`trainer`]) shares the kernels and has its backward pass written out.
 //!
 //! # CUDA
 //!
@@ -18,8 +19,8 @@
 //! `bin`, `LIBRARY_PATH` with its `lib` and, where there is no driver, a directory with a stub `libcuda.so`;
 //! `CUDA_COMPUTE_CAP` names the GPU's compute capability without the dot (`80`: A100, `89`: L40, `90`: H100), as kernels
 //! are built for one generation. bf16 needs 80 or more. The library is linked to the driver (`libcuda.so.1`), so that it
-//! opens only on a machine that has one; `libcudart`, `libcublas`, `libcublasLt`, `libcurand` and `libnvrtc` of the same
-//! major version must be found when it does (`LD_LIBRARY_PATH`).
+//! opens only on a machine that has one; `libcudart`, `libcublas` with its `libcublasLt`, and `libcurand` of the versions
+//! that it was built with must be found when it does (`LD_LIBRARY_PATH`).
 //!
 //! Scorers run on a GPU; generators and trainers of this backend are for the CPU.
 //!

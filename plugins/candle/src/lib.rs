@@ -27,7 +27,7 @@
 //! ```
 //! use cappy_plugin_abi::{Backend, LoadRequest, TokenRows, Unattended};
 //!
-//! let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/encoders/roberta");
+//! let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/../suite/fixtures/encoders/roberta");
 //! let request = LoadRequest {
 //!     model_dir: dir.into(),
 //!     config_json: std::fs::read_to_string(format!("{dir}/config.json")).unwrap(),

@@ -17,12 +17,12 @@
 //! the workspace would make two contract crates that do not fit each other.
 
 pub mod generation;
+pub mod golden;
 pub mod loading;
 mod place;
 pub mod scoring;
 pub mod training;
 
-use std::fmt::Debug;
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
@@ -173,7 +173,7 @@ fn refused<T>(result: Result<T, Failure>, code: Code, naming: &str, what: &str) 
 }
 
 #[track_caller]
-fn done<T: Debug>(result: Result<T, Failure>) -> T {
+fn done<T>(result: Result<T, Failure>) -> T {
     result.unwrap_or_else(|failure| panic!("{:?}: {failure}", failure.code))
 }
 

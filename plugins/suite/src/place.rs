@@ -25,7 +25,7 @@ pub fn device() -> String {
 pub fn fixture_dir(name: &str) -> PathBuf {
     let of_crate = std::env::var_os("CARGO_MANIFEST_DIR");
     let of_crate = of_crate.map_or_else(|| env!("CARGO_MANIFEST_DIR").into(), PathBuf::from);
-    let mut dirs = of_crate.ancestors().map(|root| root.join("plugins/candle/tests/fixtures").join(name));
+    let mut dirs = of_crate.ancestors().map(|root| root.join("plugins/suite/fixtures").join(name));
     dirs.find(|dir| dir.is_dir()).unwrap_or_else(|| {
         panic!("no fixture `{name}` seen from {}; set CARGO_MANIFEST_DIR", of_crate.display())
     })

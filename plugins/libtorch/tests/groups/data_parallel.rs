@@ -11,7 +11,8 @@ use cappy_plugin_libtorch::LibtorchBackend;
 use cappy_plugin_models::encoder::config::EncoderConfig;
 use cappy_plugin_models::encoder::layout::Layout;
 use cappy_plugin_models::weights::Checkpoint;
-use serde::Deserialize;
+use cappy_plugin_suite::golden::request;
+use cappy_plugin_suite::golden::stored::{Training, training};
 
 use super::processes::{Place, Rank, Scene, hear, say, say_result};
 
@@ -32,21 +33,6 @@ pub const SCENES: &[Scene] = &[
     }),
 ];
 
-#[derive(Deserialize)]
-struct Training {
-    micro_batches: Vec<MicroBatch>,
-}
-
-#[derive(Deserialize)]
-struct MicroBatch {
-    rows: Vec<Vec<u32>>,
-    labels: Vec<f32>,
-}
-
-fn folder() -> PathBuf {
-    cappy_plugin_suite::fixture_dir("encoders/roberta")
-}
-
 fn options(dropout: f64, micro_batches: u64) -> TrainerOptions {
     TrainerOptions { dropout, micro_batches, ..TrainerOptions::default() }
 }
@@ -54,13 +40,8 @@ fn options(dropout: f64, micro_batches: u64) -> TrainerOptions {
 fn load(options: TrainerOptions, group: Option<&Group>) -> Result<Box<dyn Trainer>, Failure> {
     tch::set_num_threads(1);
     let options = TrainerOptions { group: group.cloned(), ..options };
-    LibtorchBackend.load_trainer(&LoadRequest {
-        model_dir: folder().to_str().unwrap().into(),
-        config_json: std::fs::read_to_string(folder().join("config.json")).unwrap(),
-        device: cappy_plugin_suite::device(),
-        dtype: "f32".into(),
-        options_json: serde_json::to_string(&options).unwrap(),
-    })
+    let options_json = serde_json::to_string(&options).unwrap();
+    LibtorchBackend.load_trainer(&LoadRequest { options_json, ..request("roberta") })
 }
 
 fn trainer(options: TrainerOptions, group: Option<&Group>) -> Box<dyn Trainer> {
@@ -83,8 +64,7 @@ fn micro_batch(data: &Training, step: usize) -> (TokenRows, Vec<f32>) {
 
 /// Some of the updates; the losses.
 fn train(trainer: &mut dyn Trainer, updates: Range<usize>) -> Result<Vec<f32>, Failure> {
-    let data = std::fs::read_to_string(folder().join("training.json")).unwrap();
-    let data: Training = serde_json::from_str(&data).unwrap();
+    let data = training("roberta");
     let mut losses = Vec::new();
     for update in updates {
         for step in [2 * update, 2 * update + 1] {
@@ -159,8 +139,7 @@ fn alone(options: TrainerOptions) -> (Vec<f32>, Checkpoint) {
 /// Every rank's losses and final weights are those of one rank alone.
 fn agree(scene: &str, world: u32, options: TrainerOptions) {
     let (losses, weights) = alone(options);
-    let config = std::fs::read_to_string(folder().join("config.json")).unwrap();
-    let layout = Layout::new(&EncoderConfig::parse(&config).unwrap());
+    let layout = Layout::new(&EncoderConfig::parse(&request("roberta").config_json).unwrap());
     let mut ranks = Place::new(world, 60).start(scene);
     let mut first: Option<Vec<u8>> = None;
     for (i, rank) in ranks.iter_mut().enumerate() {

@@ -7,13 +7,14 @@
 //! [`FastEncoder`](encoder::fast::FastEncoder); `score` then cuts the ragged batch into pieces, sends all tokens of a
 //! piece through every linear layer at once, attends row by row (`kernels/attention`), and returns raw logits.
 //! On CUDA the same model runs in candle's operations ([`encoder::plain`]), which is also what the fast path is tested
-//! against: over groups of rows of nearly equal length (`encoder/groups.rs`), in bf16 unless f32 is asked for ([`place`]).
+//! against: over groups of rows of nearly equal length (`encoder/groups.rs`), in bf16 unless f32 is asked for ([`place`]),
+//! with kernels of our own where candle would move numbers about (`kernels/cuda`).
 //! Generators are T5 ([`t5`]). Fine-tuning ([`trainer`]) shares the kernels and has its backward pass written out.
 //!
 //! # CUDA
 //!
-//! `cargo build --release -p cappy-plugin-candle --features cuda` compiles candle's kernels with `nvcc` (12 minutes on two
-//! cores; no GPU is needed). It wants the CUDA toolkit (nvcc, cudart, cuBLAS, cuRAND, NVRTC: the packages
+//! `cargo build --release -p cappy-plugin-candle --features cuda` compiles candle's kernels and ours with `nvcc` (12
+//! minutes on two cores; no GPU is needed). It wants the CUDA toolkit (nvcc, cudart, cuBLAS, cuRAND, NVRTC: the packages
 //! `nvidia-cuda-nvcc`, `-crt`, `-nvvm`, `-cccl`, `-cuda-runtime`, `-cuda-nvrtc`, `-curand`, `-cublas` of PyPI will do) no
 //! newer than the driver that shall run it, and these in the environment: `CUDA_HOME` (the toolkit), `PATH` with its
 //! `bin`, `LIBRARY_PATH` with its `lib` and, where there is no driver, a directory with a stub `libcuda.so`;

@@ -1,6 +1,8 @@
 //! Where a model computes and in which numbers, by their names.
 
-use candle_core::{DType, Device};
+use std::sync::Arc;
+
+use candle_core::{CustomOp3, DType, Device, Result as EngineResult};
 use cappy_plugin_abi::Failure;
 
 /// A device and a number format.
@@ -42,6 +44,18 @@ impl Place {
             }
         };
         Ok(Self { device, dtype })
+    }
+
+    /// `x . weight^T + bias` as one kernel, where there is one: in bf16 on a GPU.
+    ///
+    /// # Errors
+    /// candle's.
+    pub fn biased(&self) -> EngineResult<Option<Arc<Box<dyn CustomOp3 + Send + Sync>>>> {
+        #[cfg(feature = "cuda")]
+        if self.device.is_cuda() && self.dtype == DType::BF16 {
+            return crate::kernels::cuda::Biased::on(&self.device).map(Some);
+        }
+        Ok(None)
     }
 }
 

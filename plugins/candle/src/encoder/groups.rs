@@ -105,6 +105,13 @@ impl<'a> Group<'a> {
         Tensor::from_vec(ones, (self.rows.len(), self.longest), &place.device)?.to_dtype(DType::F32).map(Some)
     }
 
+    /// Tokens of each row, `(rows)`.
+    #[cfg(feature = "cuda")]
+    pub fn lengths(&self, place: &Place) -> Result<Tensor> {
+        let lengths = self.rows.iter().map(|&row| self.batch.row(row).len() as u32).collect::<Vec<_>>();
+        Tensor::from_vec(lengths, self.rows.len(), &place.device)
+    }
+
     /// What is added to attention scores so that padding is not seen, `(rows, 1, 1, longest)`.
     pub fn mask(&self, place: &Place) -> Result<Option<Tensor>> {
         let Some(tokens) = self.tokens(place)? else { return Ok(None) };

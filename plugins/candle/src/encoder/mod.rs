@@ -6,6 +6,7 @@
 //! [`modernbert`] and [`deberta`] each have these two for themselves. `parts.rs` and `tensors.rs` are the layers that
 //! fast and plain paths are made of. [`scorer`] is what the host gets.
 
+mod attention;
 pub mod deberta;
 pub mod fast;
 mod groups;

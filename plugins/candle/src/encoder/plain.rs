@@ -8,11 +8,12 @@ use std::collections::HashMap;
 use candle_core::{Device, Result, Tensor};
 use cappy_plugin_abi::{Control, Failure, ModelInfo, RaggedTokens};
 
+use super::attention::{Heads, Seen};
 use super::config::{EncoderConfig, Family};
 use super::groups::Group;
 use super::layout::{LayerNames, Layout};
 use super::scorer::{Classifier, info};
-use super::tensors::{Tensors, split_heads};
+use super::tensors::Tensors;
 use crate::place::Place;
 use crate::weights::Checkpoint;
 
@@ -66,12 +67,12 @@ impl PlainEncoder {
             x = x.add(&embedding("token_type", group.segments(config.type_vocab_size))?)?;
         }
         let mut x = self.layer_norm(&x, &format!("{base}.embeddings.LayerNorm"))?;
-        let mask = group.mask(&tensors.place)?;
+        let seen = Seen::new(&group, None, tensors)?;
         let names = LayerNames::of(config.family);
         for i in 0..config.layers {
             // The head reads first tokens only, so the last layer makes no others.
             let made = if i + 1 < config.layers { x.clone() } else { x.narrow(1, 0, 1)?.contiguous()? };
-            x = self.layer(&made, &x, mask.as_ref(), &format!("{base}.{}.{i}", names.layers), names)?;
+            x = self.layer(&made, &x, &seen, &format!("{base}.{}.{i}", names.layers), names)?;
         }
         let first = x.squeeze(1)?;
         match config.family {
@@ -90,21 +91,16 @@ impl PlainEncoder {
     }
 
     /// `x`, `(rows, made, hidden)`, which attends to `all`, `(rows, length, hidden)`.
-    fn layer(
-        &self,
-        x: &Tensor,
-        all: &Tensor,
-        mask: Option<&Tensor>,
-        name: &str,
-        parts: &LayerNames,
-    ) -> Result<Tensor> {
+    fn layer(&self, x: &Tensor, all: &Tensor, seen: &Seen, name: &str, parts: &LayerNames) -> Result<Tensor> {
         let linear = |x: &Tensor, part: &str| self.tensors.linear(x, &format!("{name}.{part}"));
-        let split = |x: &Tensor, part: &str| split_heads(&linear(x, part)?, self.config.heads);
+        let heads = Heads { count: self.config.heads, width: self.config.head_dim() };
+        let split =
+            |x: &Tensor, part: &str, scale: f64| self.tensors.heads(&linear(x, part)?, 0, heads, scale);
         let [query, key, value] = parts.qkv;
-        let query = (split(x, query)? * (self.config.head_dim() as f64).powf(-0.5))?;
+        let query = split(x, query, (heads.width as f64).powf(-0.5))?;
         // (rows, heads, made, length)
-        let scores = query.matmul(&split(all, key)?.t()?)?;
-        let context = self.tensors.attend(scores, mask, &split(all, value)?)?;
+        let scores = query.matmul(&split(all, key, 1.0)?.t()?)?;
+        let context = self.tensors.attend(scores, seen, &split(all, value, 1.0)?)?;
         let attended = linear(&context, parts.output)?;
         let x = self.layer_norm(&(attended + x)?, &format!("{name}.{}", parts.attention_norm))?;
         let inner = linear(&x, parts.up)?.gelu_erf()?;

@@ -1,8 +1,9 @@
 //! What the plain paths are made of: a model's tensors by transformers' names, in candle's operations.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
-use candle_core::{D, DType, Result, Tensor};
+use candle_core::{CustomOp3, D, DType, Result, Tensor};
 use candle_nn::ops;
 use cappy_plugin_abi::{Control, Failure, RaggedTokens};
 
@@ -18,6 +19,8 @@ const READ_TOKENS: usize = 1 << 16;
 pub(super) struct Tensors {
     named: HashMap<String, Tensor>,
     pub place: Place,
+    /// A linear layer of the encoder as one kernel.
+    biased: Option<Arc<Box<dyn CustomOp3 + Send + Sync>>>,
     /// Whether gradients are wanted. candle's kernels for whole normalisations and softmaxes have none, and drop them
     /// silently.
     differentiable: bool,
@@ -51,14 +54,15 @@ impl Tensors {
                 .map_err(engine)?;
             named.insert(slot.name.clone(), tensor);
         }
-        let mut loaded = Self { named, place, differentiable: false };
+        let biased = place.biased().map_err(engine)?;
+        let mut loaded = Self { named, place, biased, differentiable: false };
         loaded.add_zero_biases().map_err(engine)?;
         Ok(loaded)
     }
 
     /// Tensors of the caller, to differentiate by, in f32.
     pub fn differentiable(named: HashMap<String, Tensor>, place: Place) -> Self {
-        Self { named, place, differentiable: true }
+        Self { named, place, biased: None, differentiable: true }
     }
 
     /// The kernel for normalisations wants a bias; weights of one dimension belong to nothing else.
@@ -71,6 +75,17 @@ impl Tensors {
             biases.map(|(bias, weight)| Ok((bias, weight.zeros_like()?))).collect::<Result<_>>()?;
         self.named.extend(zeros);
         Ok(())
+    }
+
+    /// Whether this plugin's own kernels for GPUs take the encoder's states.
+    #[cfg(feature = "cuda")]
+    pub fn own_kernels(&self) -> bool {
+        self.place.device.is_cuda() && !self.differentiable
+    }
+
+    /// Whether whole operations without a backward pass may be used.
+    pub fn whole_operations(&self) -> bool {
+        !self.differentiable
     }
 
     pub fn at(&self, name: &str) -> Result<&Tensor> {
@@ -93,10 +108,14 @@ impl Tensors {
         let weight = self.at(&format!("{name}.weight"))?;
         let (mut shape, width) = (x.dims().to_vec(), weight.dim(0)?);
         let x = x.to_dtype(weight.dtype())?.reshape(((), weight.dim(1)?))?;
-        let mut flat = x.matmul(&weight.t()?)?;
-        if let Some(bias) = self.named.get(&format!("{name}.bias")) {
-            flat = flat.broadcast_add(bias)?;
-        }
+        // What begins within other memory may lie at an address that the kernel does not take.
+        let biased = self.biased.as_ref().filter(|_| weight.dtype() == self.place.dtype);
+        let biased = biased.filter(|_| x.is_contiguous() && x.layout().start_offset() == 0);
+        let flat = match (self.named.get(&format!("{name}.bias")), biased) {
+            (Some(bias), Some(product)) => x.apply_op3_arc(weight, bias, product.clone())?,
+            (Some(bias), None) => x.matmul(&weight.t()?)?.broadcast_add(bias)?,
+            (None, _) => x.matmul(&weight.t()?)?,
+        };
         *shape.last_mut().expect("x has a last dimension") = width;
         flat.reshape(shape)
     }
@@ -111,19 +130,6 @@ impl Tensors {
         let variance = x.sqr()?.mean_keepdim(D::Minus1)?;
         let x = x.broadcast_div(&(variance + f64::from(eps))?.sqrt()?)?;
         x.broadcast_mul(weight)?.broadcast_add(bias)
-    }
-
-    /// `values`, `(rows, heads, keys, d)`, weighted by the softmax of `scores`, `(rows, heads, queries, keys)`, where
-    /// `mask` lets them: `(rows, queries, heads * d)`.
-    pub fn attend(&self, scores: Tensor, mask: Option<&Tensor>, values: &Tensor) -> Result<Tensor> {
-        let scores = match mask {
-            Some(mask) => scores.broadcast_add(mask)?,
-            None => scores,
-        };
-        let weights = if self.differentiable { softmax(&scores)? } else { ops::softmax_last_dim(&scores)? };
-        let context = weights.matmul(values)?;
-        let (rows, heads, queries, d) = context.dims4()?;
-        context.transpose(1, 2)?.contiguous()?.reshape((rows, queries, heads * d))
     }
 
     /// Raw logits, `(rows, labels)`, from those of groups of rows: `forward(rows)`, `(rows.len(), labels)` in f32.
@@ -159,16 +165,4 @@ impl Tensors {
         }
         Ok(logits)
     }
-}
-
-/// `(rows, length, heads * d)` as `(rows, heads, length, d)`.
-pub(super) fn split_heads(x: &Tensor, heads: usize) -> Result<Tensor> {
-    let (rows, length, width) = x.dims3()?;
-    x.reshape((rows, length, heads, width / heads))?.transpose(1, 2)?.contiguous()
-}
-
-/// Over the last dimension, of operations with a backward pass.
-fn softmax(scores: &Tensor) -> Result<Tensor> {
-    let weights = scores.broadcast_sub(&scores.max_keepdim(D::Minus1)?.detach())?.exp()?;
-    weights.broadcast_div(&weights.sum_keepdim(D::Minus1)?)
 }

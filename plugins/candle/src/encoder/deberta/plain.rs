@@ -5,9 +5,10 @@ use cappy_plugin_abi::{Control, Failure, ModelInfo, RaggedTokens};
 
 use super::info;
 use super::layout::Layout;
+use crate::encoder::attention::{Heads, Seen};
 use crate::encoder::groups::Group;
 use crate::encoder::scorer::Classifier;
-use crate::encoder::tensors::{Tensors, split_heads};
+use crate::encoder::tensors::Tensors;
 use crate::place::Place;
 use crate::weights::Checkpoint;
 use cappy_plugin_models::encoder::deberta::{Activation, Convolution, DebertaConfig, Relative};
@@ -61,11 +62,11 @@ impl Plain {
             Some(relative) => Some(self.positions(relative, &group)?),
             None => None,
         };
-        let mask = group.mask(&tensors.place)?;
+        let seen = Seen::new(&group, None, tensors)?;
         let mut x = embedded.clone();
         for i in 0..config.layers {
             let name = format!("deberta.encoder.layer.{i}");
-            x = self.layer(&x, &name, positions.as_ref(), mask.as_ref())?;
+            x = self.layer(&x, &name, positions.as_ref(), &seen)?;
             if let (0, Some(convolution)) = (i, config.convolution) {
                 // Beyond a row's ends there are zeros.
                 let embedded = group.without_padding(&embedded, &tensors.place)?;
@@ -118,21 +119,16 @@ impl Plain {
     }
 
     /// `x`: `(rows, length, hidden)`.
-    fn layer(
-        &self,
-        x: &Tensor,
-        name: &str,
-        positions: Option<&Positions>,
-        mask: Option<&Tensor>,
-    ) -> Result<Tensor> {
+    fn layer(&self, x: &Tensor, name: &str, positions: Option<&Positions>, seen: &Seen) -> Result<Tensor> {
         let Self { config, tensors } = self;
-        let split = |x: &Tensor, part: &str| {
-            split_heads(&tensors.linear(x, &format!("{name}.attention.self.{part}"))?, config.heads)
-        };
         // Every term is scaled with its query, or with its position's.
         let scale = f64::from(config.scale());
-        let query = (split(x, "query_proj")? * scale)?;
-        let key = split(x, "key_proj")?;
+        let heads = Heads { count: config.heads, width: config.head_dim() };
+        let split = |x: &Tensor, part: &str, scale: f64| {
+            let x = tensors.linear(x, &format!("{name}.attention.self.{part}"))?;
+            tensors.heads(&x, 0, heads, scale)
+        };
+        let (query, key) = (split(x, "query_proj", scale)?, split(x, "key_proj", 1.0)?);
         // (rows, heads, length, length)
         let mut scores = query.matmul(&key.t()?)?;
         if let Some(Positions { relative, embeddings, of_queries, of_keys }) = positions {
@@ -145,14 +141,14 @@ impl Plain {
                 states.broadcast_matmul(&positions.t()?)?.gather(index, D::Minus1)
             };
             if relative.c2p {
-                scores = (scores + terms(&query, split(embeddings, projections[0])?, of_queries)?)?;
+                scores = (scores + terms(&query, split(embeddings, projections[0], 1.0)?, of_queries)?)?;
             }
             if relative.p2c {
-                let positions = (split(embeddings, projections[1])? * scale)?;
+                let positions = split(embeddings, projections[1], scale)?;
                 scores = (scores + terms(&key, positions, of_keys)?.t()?)?;
             }
         }
-        let context = tensors.attend(scores, mask, &split(x, "value_proj")?)?;
+        let context = tensors.attend(scores, seen, &split(x, "value_proj", 1.0)?)?;
         let part = |x: &Tensor, part: &str| tensors.linear(x, &format!("{name}.{part}"));
         let norm = |x: &Tensor, part: &str| {
             tensors.layer_norm(x, &format!("{name}.{part}.LayerNorm"), config.layer_norm_eps)

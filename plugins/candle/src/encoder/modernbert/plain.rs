@@ -6,6 +6,7 @@ use cappy_plugin_abi::{Control, Failure, ModelInfo, RaggedTokens};
 
 use super::info;
 use super::layout::Layout;
+use crate::encoder::attention::{Heads, Seen};
 use crate::encoder::groups::Group;
 use crate::encoder::scorer::Classifier;
 use crate::encoder::tensors::{Tensors, engine};
@@ -78,17 +79,15 @@ impl Plain {
         let shape = group.shape(config.hidden);
         let x = tensors.look_up("model.embeddings.tok_embeddings.weight", group.ids(), shape)?;
         let mut x = self.norm(&x, "model.embeddings.norm")?;
-        let masks = Masks::new(config, &group, &tensors.place)?;
+        let views = Views::new(config, &group, tensors)?;
         for (i, attention) in config.attention.iter().enumerate() {
             let name = |part: &str| format!("model.layers.{i}.{part}");
             let input = if i == 0 { x.clone() } else { self.norm(&x, &name("attn_norm"))? };
             let qkv = tensors.linear(&input, &name("attn.Wqkv"))?;
-            let context = self.attend(&qkv, attention, masks.of(attention))?;
+            let context = self.attend(&qkv, attention, views.of(attention))?;
             x = (x + tensors.linear(&context, &name("attn.Wo"))?)?;
             let up = tensors.linear(&self.norm(&x, &name("mlp_norm"))?, &name("mlp.Wi"))?;
-            let part = |which: usize| up.narrow(2, which * config.intermediate, config.intermediate);
-            let inner = (part(0)?.gelu_erf()? * part(1)?)?;
-            x = (x + tensors.linear(&inner, &name("mlp.Wo"))?)?;
+            x = (x + tensors.linear(&tensors.gated(&up)?, &name("mlp.Wo"))?)?;
         }
         let x = self.norm(&x, "model.final_norm")?;
         let pooled = match config.pooling {
@@ -104,40 +103,35 @@ impl Plain {
     }
 
     /// `qkv`: `(rows, length, 3 * hidden)`.
-    fn attend(&self, qkv: &Tensor, attention: &Attention, mask: Option<&Tensor>) -> Result<Tensor> {
-        let (heads, d) = (self.config.heads, self.config.head_dim());
-        let (rows, length, _) = qkv.dims3()?;
-        let qkv = qkv.reshape((rows, length, 3, heads, d))?;
-        let part = |which: usize| qkv.narrow(2, which, 1)?.squeeze(2)?.transpose(1, 2)?.contiguous();
+    fn attend(&self, qkv: &Tensor, attention: &Attention, seen: &Seen) -> Result<Tensor> {
+        let heads = Heads { count: self.config.heads, width: self.config.head_dim() };
+        let part = |which: usize, scale: f64| self.tensors.heads(qkv, which, heads, scale);
         let turns = self.turns.iter().find(|turns| turns.theta == attention.theta);
         let turns = turns.expect("there is a table for every layer");
-        let query = (turns.turn(&part(0)?)? * (d as f64).powf(-0.5))?;
+        let query = turns.turn(&part(0, (heads.width as f64).powf(-0.5))?)?;
         // (rows, heads, length, length)
-        let scores = query.matmul(&turns.turn(&part(1)?)?.t()?)?;
-        self.tensors.attend(scores, mask, &part(2)?)
+        let scores = query.matmul(&turns.turn(&part(1, 1.0)?)?.t()?)?;
+        self.tensors.attend(scores, seen, &part(2, 1.0)?)
     }
 }
 
-/// What a group's layers add to their attention scores: by window, one for all layers that have it.
-struct Masks(Vec<(Option<usize>, Option<Tensor>)>);
+/// What a group's layers see: by window, once for all layers that have it.
+struct Views(Vec<(Option<usize>, Seen)>);
 
-impl Masks {
-    fn new(config: &ModernBertConfig, group: &Group<'_>, place: &Place) -> Result<Self> {
-        let mut masks: Vec<(Option<usize>, Option<Tensor>)> = Vec::new();
-        for attention in &config.attention {
-            if masks.iter().all(|(window, _)| *window != attention.window) {
-                let mask = match attention.window {
-                    Some(window) => group.window_mask(window, place)?,
-                    None => group.mask(place)?,
-                };
-                masks.push((attention.window, mask));
+impl Views {
+    fn new(config: &ModernBertConfig, group: &Group<'_>, tensors: &Tensors) -> Result<Self> {
+        let mut views: Vec<(Option<usize>, Seen)> = Vec::new();
+        for Attention { window, .. } in &config.attention {
+            if views.iter().all(|(known, _)| known != window) {
+                views.push((*window, Seen::new(group, *window, tensors)?));
             }
         }
-        Ok(Self(masks))
+        Ok(Self(views))
     }
 
-    fn of(&self, attention: &Attention) -> Option<&Tensor> {
-        self.0.iter().find(|(window, _)| *window == attention.window)?.1.as_ref()
+    fn of(&self, attention: &Attention) -> &Seen {
+        let view = self.0.iter().find(|(window, _)| *window == attention.window);
+        &view.expect("there is one for every layer").1
     }
 }
 

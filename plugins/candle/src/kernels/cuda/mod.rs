@@ -1,7 +1,12 @@
-//! GPUs, as candle opens them but for two defaults that do not fit here.
+//! GPUs, as candle opens them but for two defaults that do not fit here, and kernels that candle has not: [`attention`], [`Biased`].
+
+pub mod attention;
+mod biased;
 
 use candle_core::cuda_backend::cudarc::driver::{CudaContext, DriverError, result, sys};
 use candle_core::{Device, Result};
+
+pub use biased::Biased;
 
 /// Memory that stays with the process when nothing uses it: what a few groups of rows need. candle allocates for every
 /// operation; a pool that gives all of it back whenever the GPU is waited for, which is CUDA's default, makes each

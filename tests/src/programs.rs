@@ -73,9 +73,10 @@ fn build() -> Programs {
     };
     let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.args(["build", "--offline", "--message-format=json-render-diagnostics", "--profile", profile]);
-    // The whole workspace, as the test command builds it before: another selection would have other features of the
-    // dependencies, and build them again.
-    command.arg("--workspace");
+    // The whole workspace with its examples: as in the test command, which has built it before, cargo then takes in what
+    // tests depend on. With less, some dependencies would have other features, and half of the workspace would be built
+    // once more.
+    command.args(["--workspace", "--lib", "--bins", "--examples"]);
     // Where libtorch is laid out, the test command builds its backend with it, too.
     let torch_lib_dir = env::var_os("LIBTORCH").map(|tree| PathBuf::from(tree).join("lib"));
     let torch_lib_dir = torch_lib_dir.filter(|lib| lib.join(LIBTORCH).exists());
@@ -95,13 +96,19 @@ fn build() -> Programs {
     let artifacts = messages.lines().filter_map(|line| serde_json::from_str(line).ok());
     let (mut executables, mut plugins) = (BTreeMap::new(), BTreeMap::new());
     for message in artifacts.filter(|message: &serde_json::Value| message["reason"] == "compiler-artifact") {
-        let name = message["target"]["name"].as_str().unwrap_or_default().replace('_', "-");
-        if let Some(executable) = message["executable"].as_str() {
-            executables.insert(name, PathBuf::from(executable));
-        } else if let Some(files) = message["filenames"].as_array()
-            && name.starts_with("cappy-plugin-")
-        {
-            let mut files = files.iter().filter_map(|file| file.as_str());
+        let target = &message["target"];
+        let name = target["name"].as_str().unwrap_or_default().replace('_', "-");
+        let is =
+            |kind: &str| target["kind"].as_array().is_some_and(|kinds| kinds.iter().any(|it| it == kind));
+        // A program's own tests, and examples, are executables of the same or any name.
+        if message["profile"]["test"] != false {
+            continue;
+        }
+        if is("bin") {
+            executables.extend(message["executable"].as_str().map(|path| (name, PathBuf::from(path))));
+        } else if is("cdylib") && name.starts_with("cappy-plugin-") {
+            let mut files =
+                message["filenames"].as_array().into_iter().flatten().filter_map(|file| file.as_str());
             let library = files.find(|file| file.ends_with(env::consts::DLL_SUFFIX));
             plugins.extend(library.map(|library| (name, PathBuf::from(library))));
         }

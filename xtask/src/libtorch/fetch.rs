@@ -24,6 +24,8 @@ const PAUSE: Duration = Duration::from_secs(1);
 /// Silence after which an attempt ends.
 const SILENCE: Duration = Duration::from_secs(60);
 const COPY_BYTES: usize = 1 << 20;
+/// Of a wheel, when only the file is wanted with which it begins.
+const BEGINNING_BYTES: u64 = 1 << 16;
 
 /// A file of the package index.
 pub struct Wheel {
@@ -58,10 +60,7 @@ impl Wheel {
             return Ok(file);
         }
         let agent = agent();
-        let url = match index {
-            None => format!("{FILES}/{}/{}", self.place, self.file),
-            Some(index) => self.look_up(&agent, index)?,
-        };
+        let url = self.url(&agent, index)?;
         let part = downloads.join(format!("{}.part", self.file));
         let mut barren = 0;
         loop {
@@ -144,12 +143,74 @@ impl Wheel {
     fn check(&self, file: &Path) -> Result<()> {
         let mut hash = Sha256::new();
         io::copy(&mut File::open(file)?, &mut hash)?;
-        let found: String = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
-        if found != self.sha256 {
-            bail!("{} has SHA-256 {found}, not {}", file.display(), self.sha256);
-        }
-        Ok(())
+        expect(hash, self.sha256, &file.display())
     }
+
+    fn url(&self, agent: &Agent, index: Option<&str>) -> Result<String> {
+        match index {
+            None => Ok(format!("{FILES}/{}/{}", self.place, self.file)),
+            Some(index) => self.look_up(agent, index),
+        }
+    }
+}
+
+/// A small file with which a large wheel begins; the rest of the wheel is left where it is.
+pub struct Beginning {
+    /// Of the wheel nothing but its names is needed: no size, no hash.
+    pub wheel: Wheel,
+    /// The file's name in the wheel.
+    pub member: &'static str,
+    /// Of its content, in hexadecimal.
+    pub sha256: &'static str,
+}
+
+impl Beginning {
+    /// The content, from a wheel in a folder that somebody filled.
+    pub fn at_hand(&self, folder: &Path) -> Result<Vec<u8>> {
+        let file = folder.join(self.wheel.file);
+        let wheel = File::open(&file).with_context(|| format!("cannot open {}", file.display()))?;
+        self.read(wheel).with_context(|| file.display().to_string())
+    }
+
+    /// The content, from the network.
+    pub fn fetch(&self, index: Option<&str>) -> Result<Vec<u8>> {
+        let agent = agent();
+        let url = self.wheel.url(&agent, index)?;
+        let mut attempt = 1;
+        loop {
+            // A server that sends more than was asked for is not listened to for longer.
+            let answer = agent
+                .get(&url)
+                .header(header::RANGE, format!("bytes=0-{}", BEGINNING_BYTES - 1))
+                .call()
+                .map_err(Into::into)
+                .and_then(|answer| self.read(answer.into_body().into_reader().take(BEGINNING_BYTES)));
+            match answer {
+                Err(_) if attempt < ATTEMPTS => {}
+                answer => return answer.with_context(|| url.clone()),
+            }
+            std::thread::sleep(PAUSE * attempt);
+            attempt += 1;
+        }
+    }
+
+    fn read(&self, mut wheel: impl io::Read) -> Result<Vec<u8>> {
+        let first = zip::read::read_zipfile_from_stream(&mut wheel)?;
+        let mut first = first.filter(|first| first.name().is_ok_and(|name| name == self.member));
+        let first = first.as_mut().with_context(|| format!("does not begin with {}", self.member))?;
+        let mut content = Vec::new();
+        first.read_to_end(&mut content)?;
+        expect(Sha256::new_with_prefix(&content), self.sha256, &self.member)?;
+        Ok(content)
+    }
+}
+
+fn expect(hash: Sha256, sha256: &str, what: &dyn std::fmt::Display) -> Result<()> {
+    let found: String = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+    if found != sha256 {
+        bail!("{what} has SHA-256 {found}, not {sha256}");
+    }
+    Ok(())
 }
 
 /// Trusts whom the machine trusts where it says so, so that a network with an authority of its own works too.

@@ -1,8 +1,9 @@
-//! `cargo xtask libtorch`: the engine of `plugins/libtorch`, from three wheels of the Python package index, without
-//! Python.
+//! `cargo xtask libtorch`: the engine of `plugins/libtorch`, from wheels of the Python package index, without Python.
 //!
-//! A wheel of PyTorch holds everything for CUDA; for building and for CPUs a tenth of it is enough. `fetch.rs` brings
-//! the wheels and checks them; here their members are put where the build and the tests look: `target/libtorch`.
+//! A wheel of PyTorch holds everything for CUDA; for building, and for CPUs, a tenth of it is enough. `fetch.rs` brings
+//! the wheels and checks them; here their members are put where the build and the tests look: `target/libtorch`. What a
+//! plugin needs on a GPU beyond that comes with an installed PyTorch, which the worker is told of; only headers are
+//! needed here.
 
 mod fetch;
 
@@ -15,7 +16,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 use clap::Args;
-use fetch::Wheel;
+use fetch::{Beginning, Wheel};
 
 use crate::steps::root;
 
@@ -23,7 +24,7 @@ use crate::steps::root;
 const STAMP: &str = "wheels.txt";
 
 /// What 0.24 of `tch` is made for. Any Python's wheel has the same libraries.
-const WHEELS: [Wheel; 3] = [
+const WHEELS: [Wheel; 4] = [
     Wheel {
         project: "torch",
         file: "torch-2.11.0-cp311-cp311-manylinux_2_28_x86_64.whl",
@@ -45,7 +46,27 @@ const WHEELS: [Wheel; 3] = [
         size: 10_715_597,
         sha256: "4eb01c08e859bf924d222250d2e8f8b8ff6d3db4721288cf35d14252a4d933c8",
     },
+    Wheel {
+        project: "nvidia-cuda-crt",
+        file: "nvidia_cuda_crt-13.0.88-py3-none-manylinux2014_x86_64.manylinux_2_17_x86_64.whl",
+        place: "05/69/a1ec4d9f0747d85964206feb47bf359f48a2d6af74c0add8abba6efe3dda",
+        size: 134_086,
+        sha256: "2c8043c7c9e02492716426e9919fc78d2c5b3b2a7a768a88e952676b08aa55a4",
+    },
 ];
+
+/// NCCL of the version that this PyTorch was built with: 196 MB, of which building needs the header in front.
+const NCCL: Beginning = Beginning {
+    wheel: Wheel {
+        project: "nvidia-nccl-cu13",
+        file: "nvidia_nccl_cu13-2.28.9-py3-none-manylinux_2_18_x86_64.whl",
+        place: "b0/b4/878fefaad5b2bcc6fcf8d474a25e3e3774bc5133e4b58adff4d0bca238bc",
+        size: 196_493_177,
+        sha256: "e4553a30f34195f3fa1da02a6da3d6337d28f2003943aa0a3d247bbc25fefc42",
+    },
+    member: "nvidia/nccl/include/nccl.h",
+    sha256: "06b934792a70f08cafabd96b8f94015b143a182fbb3bc56ac71c4c6de7deb971",
+};
 
 /// Arguments of `libtorch`.
 #[derive(Args, Default)]
@@ -68,7 +89,11 @@ impl Libtorch {
             );
         }
         let tree = tree();
-        let stamp: String = WHEELS.iter().map(|wheel| format!("{} {}\n", wheel.sha256, wheel.file)).collect();
+        let stamp: String = WHEELS
+            .iter()
+            .chain([&NCCL.wheel])
+            .map(|wheel| format!("{} {}\n", wheel.sha256, wheel.file))
+            .collect();
         if fs::read_to_string(tree.join(STAMP)).is_ok_and(|found| found == stamp) {
             eprintln!("libtorch 2.11.0 is in {}", tree.display());
             return Ok(());
@@ -87,6 +112,13 @@ impl Libtorch {
             };
             unpack(&file, &unfinished).with_context(|| format!("cannot unpack {}", file.display()))?;
         }
+        let header = match &self.wheels {
+            Some(folder) => NCCL.at_hand(folder)?,
+            None => NCCL.fetch(self.index.as_deref())?,
+        };
+        let place = unfinished.join(NCCL.member);
+        fs::create_dir_all(place.parent().context("a member is in a folder")?)?;
+        fs::write(place, header)?;
         stand_in(&unfinished.join("torch/lib/libtorch.so"))?;
         fs::write(unfinished.join(STAMP), stamp)?;
         if tree.exists() {
@@ -118,6 +150,7 @@ fn wanted(member: &str) -> bool {
     let licence =
         member.contains(".dist-info/") && (member.contains("LICENSE") || member.contains("License"));
     member.starts_with("torch/include/")
+        || member.starts_with("nvidia/cu13/include/")
         || licence
         || member.strip_prefix("nvidia/cu13/lib/").is_some_and(|library| {
             library.starts_with("libcudart.so.") || library.starts_with("libcupti.so.")

@@ -25,6 +25,7 @@ pub mod engine;
 pub mod execution;
 pub mod group;
 pub mod inference;
+pub mod memory;
 pub mod models;
 pub mod pace;
 pub mod registered;
@@ -38,6 +39,7 @@ pub mod weights;
 
 pub use config::{
     Backends, Config, DEFAULT_CACHE_BYTES, DEFAULT_CHECKPOINT_INTERVAL, DEFAULT_INTERACTIVE_WAIT,
-    DEFAULT_QUEUE, DEFAULT_SLOTS, host_name, machine_memory, parse_memory,
+    DEFAULT_QUEUE, DEFAULT_SLOTS, host_name,
 };
+pub use memory::MemoryBudget;
 pub use service::{Handle, StartError, start};

@@ -14,9 +14,9 @@ use cappy_plugin_host::{Registry, State};
 use cappy_process::{directories, exit::Code, logging, settings, shutdown};
 use cappy_worker::{
     Backends, Config, DEFAULT_CACHE_BYTES, DEFAULT_CHECKPOINT_INTERVAL, DEFAULT_INTERACTIVE_WAIT,
-    DEFAULT_QUEUE, DEFAULT_SLOTS, StartError,
+    DEFAULT_QUEUE, DEFAULT_SLOTS, MemoryBudget, StartError,
     endpoint::Key,
-    host_name, parse_memory,
+    host_name,
     supervisor::{self, Ended},
 };
 use clap::{Args, Parser, Subcommand};
@@ -113,9 +113,9 @@ struct WorkerArgs {
     /// Bytes of artifacts kept on disk
     #[arg(long, env = "CAPPY_CACHE_BYTES", default_value_t = DEFAULT_CACHE_BYTES)]
     cache_bytes: u64,
-    /// Memory for weights and training runs, for each device: bytes, or such as 12GiB or 50% [default: 75%]
-    #[arg(long, env = "CAPPY_MEMORY_BUDGET", value_name = "AMOUNT", value_parser = parse_memory)]
-    memory_budget: Option<u64>,
+    /// Memory of each device for weights and training runs: bytes, or such as 12GiB or 50% [default: 75%]
+    #[arg(long, env = "CAPPY_MEMORY_BUDGET", value_name = "AMOUNT")]
+    memory_budget: Option<MemoryBudget>,
     /// Online calls that wait for each model, or are computed by it; more are turned away
     #[arg(long, env = "CAPPY_QUEUE", default_value_t = DEFAULT_QUEUE)]
     queue: usize,
@@ -224,8 +224,15 @@ async fn serve(worker: WorkerArgs, devices: Vec<String>) -> anyhow::Result<Code>
 }
 
 /// What engines read from the environment, unless the operator has set it: threads that wait for work sleep, because other
-/// workers share the cores; and a lost peer is told once, by us, without the engine's stack of C++ frames.
-const ENGINE_SETTINGS: [(&str, &str); 2] = [("OMP_WAIT_POLICY", "passive"), ("TORCH_CPP_LOG_LEVEL", "FATAL")];
+/// workers share the cores; a lost peer is told once, by us, without the engine's stack of C++ frames; and it is for us to
+/// end what waits for that peer, not for the engine to end this process.
+const ENGINE_SETTINGS: [(&str, &str); 5] = [
+    ("OMP_WAIT_POLICY", "passive"),
+    ("TORCH_CPP_LOG_LEVEL", "FATAL"),
+    ("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0"),
+    ("TORCH_NCCL_DUMP_ON_TIMEOUT", "0"),
+    ("TORCH_NCCL_ENABLE_MONITORING", "0"),
+];
 
 fn child_command(program: &Path, worker: &WorkerArgs, device: &str, index: usize) -> tokio::process::Command {
     let mut command = tokio::process::Command::new(program);
@@ -261,8 +268,8 @@ fn child_command(program: &Path, worker: &WorkerArgs, device: &str, index: usize
         command.args(["--group-host", host]);
     }
     command.args(["--interactive-wait", &worker.interactive_wait.to_string()]);
-    if let Some(bytes) = worker.memory_budget {
-        command.args(["--memory-budget", &bytes.to_string()]);
+    if let Some(budget) = worker.memory_budget {
+        command.args(["--memory-budget", &budget.to_string()]);
     }
     if let Some(config) = &worker.config {
         command.arg("--config").arg(config);
@@ -333,9 +340,7 @@ async fn run_device(worker: WorkerArgs, device: String, leashed: bool) -> anyhow
     config.queue = worker.queue;
     config.checkpoint_interval = Duration::from_secs(worker.checkpoint_interval);
     config.interactive_wait = Duration::from_millis(worker.interactive_wait);
-    if let Some(bytes) = worker.memory_budget {
-        config.memory_bytes = bytes;
-    }
+    config.memory = worker.memory_budget.unwrap_or_default();
     if let Some(name) = worker.name {
         config.name = name;
     }

@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     artifacts::ArtifactCache,
     checkpoint::CheckpointStore,
+    compute::Budgets,
     config::{Backends, Config},
     coordinator::Access,
     endpoint::Endpoints,
@@ -111,6 +112,8 @@ pub async fn start(config: Config, stop: CancellationToken) -> Result<Handle, St
     }
     let registry = open_backends(&config)?;
     let backends = describe(&registry);
+    let memory_of_device = registry.ready().find_map(|backend| backend.describe().memory_of(&config.device));
+    let memory_bytes = config.memory.bytes(memory_of_device);
     let home = Home::open(&config.cache_dir, &config.device)
         .map_err(|source| StartError::Cache { dir: config.cache_dir.clone(), source })?;
     let cache_error = |source| StartError::Cache { dir: home.dir.clone(), source };
@@ -126,10 +129,10 @@ pub async fn start(config: Config, stop: CancellationToken) -> Result<Handle, St
         device: config.device.clone(),
         dtype: config.dtype.clone(),
         models: Models::new(Hub::new(config.hub)).with_registered(registered),
-        residency: Residency::new(config.memory_bytes),
+        residency: Residency::new(memory_bytes),
         checkpoints: CheckpointStore::open(home.dir.join("checkpoints"), config.checkpoint_interval)
             .map_err(cache_error)?,
-        budgets: config.budgets,
+        budgets: config.budgets.unwrap_or_else(|| Budgets::of(&config.device)),
         // Beside the devices' own directories: what one of them paid for serves all.
         endpoints: Endpoints::new(config.endpoint, config.cache_dir.join("endpoint-answers")),
         names: RecentNames::default(),
@@ -159,7 +162,7 @@ pub async fn start(config: Config, stop: CancellationToken) -> Result<Handle, St
             inference_url: inference_addr
                 .map(|address| advertised(address, &config.name))
                 .unwrap_or_default(),
-            memory_bytes: config.memory_bytes,
+            memory_bytes,
             previous_end: config.previous_end.clone(),
         };
         let group_host = config.group_host.clone();

@@ -14,6 +14,9 @@ pub struct Descriptor {
     pub engine_version: String,
     /// Devices it sees now: `cpu`, `cuda:0`.
     pub devices: Vec<String>,
+    /// Bytes of memory of each of these devices; 0, or fewer entries: the machine's, or not known.
+    #[serde(default)]
+    pub device_memory: Vec<u64>,
     /// Number formats it computes in: `f32`, `bf16`, `int8`.
     pub dtypes: Vec<String>,
     /// `architectures` / `model_type` values of `config.json` that it loads as scorers: `roberta`, `xlm-roberta`, `bert`.
@@ -22,6 +25,15 @@ pub struct Descriptor {
     pub generator_architectures: Vec<String>,
     /// `training`, [`DATA_PARALLEL`], [`TENSOR_PARALLEL`].
     pub features: Vec<String>,
+}
+
+impl Descriptor {
+    /// Bytes of memory of a device's own, where it has some and the backend knows it.
+    #[must_use]
+    pub fn memory_of(&self, device: &str) -> Option<u64> {
+        let index = self.devices.iter().position(|name| name == device)?;
+        self.device_memory.get(index).copied().filter(|&bytes| bytes > 0)
+    }
 }
 
 /// Where a model is and how it shall run.

@@ -12,6 +12,7 @@ use serde::de::DeserializeOwned;
 use crate::encoder::config::EncoderConfig;
 use crate::encoder::family::{Family, Identity};
 use crate::encoder::scorer::EncoderScorer;
+use crate::place::{self, Place};
 use crate::t5;
 use crate::trainer::EncoderTrainer;
 use crate::weights::Checkpoint;
@@ -28,8 +29,9 @@ impl Backend for CandleBackend {
             name: NAME.into(),
             version: env!("CARGO_PKG_VERSION").into(),
             engine_version: "candle 0.11.1".into(),
-            devices: devices(),
-            dtypes: vec!["f32".into()],
+            devices: place::devices(),
+            device_memory: place::memory(),
+            dtypes: place::dtypes(),
             scorer_architectures: Family::ALL.iter().map(|family| family.model_type().into()).collect(),
             generator_architectures: vec![t5::ARCHITECTURE.into()],
             features: vec!["training".into()],
@@ -37,11 +39,10 @@ impl Backend for CandleBackend {
     }
 
     fn load_scorer(&self, request: &LoadRequest) -> Result<Box<dyn Scorer>, Failure> {
-        let device = device(&request.device)?;
-        check_dtype(&request.dtype)?;
+        let place = Place::named(&request.device, &request.dtype)?;
         alone(request)?;
         let checkpoint = Checkpoint::open(Path::new(&request.model_dir))?;
-        Ok(Box::new(EncoderScorer::load(&request.config_json, &checkpoint, device)?))
+        Ok(Box::new(EncoderScorer::load(&request.config_json, &checkpoint, place)?))
     }
 
     fn load_generator(&self, request: &LoadRequest) -> Result<Box<dyn Generator>, Failure> {
@@ -50,13 +51,12 @@ impl Backend for CandleBackend {
     }
 
     fn load_trainer(&self, request: &LoadRequest) -> Result<Box<dyn Trainer>, Failure> {
-        let Device::Cpu = device(&request.device)? else {
+        let Device::Cpu = Place::named(&request.device, &request.dtype)?.device else {
             return Err(Failure::unsupported(format!(
                 "the candle backend trains on the cpu, not on `{}`",
                 request.device
             )));
         };
-        check_dtype(&request.dtype)?;
         let options: TrainerOptions = options(request)?;
         Group::refuse(options.group.as_ref(), NAME)?;
         let family = Identity::parse(&request.config_json)?.family;
@@ -72,47 +72,6 @@ impl Backend for CandleBackend {
         let config = EncoderConfig::parse(&request.config_json)?;
         let checkpoint = Checkpoint::open(Path::new(&request.model_dir))?;
         Ok(Box::new(EncoderTrainer::load(config, &checkpoint, options)?))
-    }
-}
-
-/// `cpu`, and with the feature `cuda` every GPU that can be opened.
-fn devices() -> Vec<String> {
-    let gpus =
-        if cfg!(feature = "cuda") { (0..).take_while(|&i| Device::new_cuda(i).is_ok()).count() } else { 0 };
-    std::iter::once("cpu".into()).chain((0..gpus).map(|i| format!("cuda:{i}"))).collect()
-}
-
-fn device(name: &str) -> Result<Device, Failure> {
-    if name == "cpu" {
-        return Ok(Device::Cpu);
-    }
-    let ordinal = match name {
-        "cuda" => Some(0),
-        _ => name.strip_prefix("cuda:").and_then(|ordinal| ordinal.parse().ok()),
-    };
-    let Some(ordinal) = ordinal else {
-        return Err(Failure::unsupported(format!("the candle backend has no device `{name}`")));
-    };
-    if !cfg!(feature = "cuda") {
-        return Err(Failure::unsupported(format!(
-            "this build of the candle backend has no CUDA, so no device `{name}`; use `cpu`"
-        )));
-    }
-    Device::new_cuda(ordinal).map_err(|e| {
-        let text = e.to_string();
-        Failure::unsupported(format!(
-            "device `{name}` cannot be opened: {}",
-            text.lines().next().unwrap_or_default()
-        ))
-    })
-}
-
-fn check_dtype(dtype: &str) -> Result<(), Failure> {
-    match dtype {
-        "auto" | "f32" => Ok(()),
-        other => Err(Failure::unsupported(format!(
-            "the candle backend does not compute in `{other}`; use `f32` or `auto`"
-        ))),
     }
 }
 

@@ -44,6 +44,7 @@ impl Backend for Echo {
             version: env!("CARGO_PKG_VERSION").into(),
             engine_version: concat!("echo ", env!("CARGO_PKG_VERSION")).into(),
             devices: vec![config::DEVICE.into()],
+            device_memory: Vec::new(),
             dtypes: vec![config::DTYPE.into()],
             scorer_architectures: vec![config::ARCHITECTURE.into()],
             generator_architectures: vec![config::ARCHITECTURE.into()],

@@ -37,9 +37,17 @@ pub struct Budgets {
     pub generate: Budget,
 }
 
-impl Default for Budgets {
-    fn default() -> Self {
-        Self { score: Budget { tokens: 8192, rows: 1024 }, generate: Budget { tokens: 4096, rows: 32 } }
+impl Budgets {
+    /// For a device: enough at once to keep it busy, and no more, so that calls in between need not wait long.
+    #[must_use]
+    pub fn of(device: &str) -> Self {
+        if device == "cpu" {
+            return Self {
+                score: Budget { tokens: 8192, rows: 1024 },
+                generate: Budget { tokens: 4096, rows: 32 },
+            };
+        }
+        Self { score: Budget { tokens: 65_536, rows: 4096 }, generate: Budget { tokens: 32_768, rows: 128 } }
     }
 }
 

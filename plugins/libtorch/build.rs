@@ -35,27 +35,75 @@ mod torch {
         }
         let abi = version[0] << 56 | version[1] << 48 | version[2] << 40;
         println!("cargo:rustc-env=CAPPY_TORCH_ABI={abi}");
-        let mut build = cc::Build::new();
-        // As the system's headers: their warnings are not ours.
-        for dir in [include.join("torch/csrc/api/include"), include] {
-            build.flag("-isystem").flag(dir);
-        }
-        build
-            .cpp(true)
-            .std("c++17")
-            .files(["cpp/group.cpp", "cpp/gradients.cpp", "cpp/inference.cpp", "cpp/variables.cpp"])
-            .include("cpp")
-            .define("USE_DISTRIBUTED", None)
+        compiler(&include)
+            .files([
+                "cpp/attention.cpp",
+                "cpp/group.cpp",
+                "cpp/gradients.cpp",
+                "cpp/inference.cpp",
+                "cpp/variables.cpp",
+            ])
             .define("USE_C10D_GLOO", None)
-            // libtorch is called, never inlined far: what little is compiled here is compiled quickly.
-            .opt_level(1)
-            .debug(false)
             .compile("cappy_c10d");
+        cuda(&home);
         // For programs of this package. In the profile for release the plugin gets no path of this machine; examples
         // and tests, which never leave it, do.
         let of_all = env::var("PROFILE").as_deref() == Ok("debug");
         for programs in if of_all { &[""][..] } else { &["-examples", "-tests"] } {
             println!("cargo:rustc-link-arg{programs}=-Wl,-rpath,{}", home.join("lib").display());
+        }
+    }
+
+    fn compiler(include: &Path) -> cc::Build {
+        let mut build = cc::Build::new();
+        // As the system's headers: their warnings are not ours.
+        for dir in [&include.join("torch/csrc/api/include"), include] {
+            build.flag("-isystem").flag(dir);
+        }
+        build
+            .cpp(true)
+            .std("c++17")
+            .include("cpp")
+            .define("USE_DISTRIBUTED", None)
+            // libtorch is called, never inlined far: what little is compiled here is compiled quickly.
+            .opt_level(1)
+            .debug(false);
+        build
+    }
+
+    /// A library of its own, which the plugin carries along: it needs libtorch_cuda, which is not everywhere. What it
+    /// calls there is found when it is opened; to build it headers are enough.
+    fn cuda(home: &Path) {
+        let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets it")).join("libcappy_cuda.so");
+        println!("cargo:rustc-env=CAPPY_CUDA_LIBRARY={}", out.display());
+        println!("cargo:rerun-if-env-changed=CUDA_HOME");
+        let wheels = home.join("../nvidia");
+        let toolkit = env::var_os("CUDA_HOME").map(|cuda| PathBuf::from(cuda).join("include"));
+        let places = [Some(wheels.join("nccl/include")), Some(wheels.join("cu13/include")), toolkit];
+        let places: Vec<PathBuf> = places.into_iter().flatten().collect();
+        let missing = ["nccl.h", "cuda_runtime.h", "crt/host_config.h"]
+            .into_iter()
+            .find(|header| !places.iter().any(|place| place.join(header).is_file()));
+        if let Some(header) = missing {
+            println!(
+                "cargo:warning=built without NCCL: {header} is neither in {} nor below CUDA_HOME; groups of GPUs will \
+                 exchange tensors through the CPU's memory",
+                wheels.display()
+            );
+            fs::write(&out, "").unwrap_or_else(|error| stop(&format!("{}: {error}", out.display())));
+            return;
+        }
+        let mut build = compiler(&home.join("include"));
+        build.flag("-isystem").flag("cpp/cuda/headers");
+        for place in places {
+            build.flag("-isystem").flag(place);
+        }
+        build.define("USE_C10D_NCCL", None).files(["cpp/cuda/device.cpp", "cpp/cuda/nccl.cpp"]);
+        let objects = build.compile_intermediates();
+        let linked =
+            build.get_compiler().to_command().args(["-shared", "-s", "-o"]).arg(&out).args(objects).status();
+        if !linked.is_ok_and(|status| status.success()) {
+            stop("the C++ compiler cannot link what is in cpp/cuda");
         }
     }
 

@@ -21,7 +21,9 @@ struct Bucket {
 };
 
 struct State {
-  c10::intrusive_ptr<c10d::Backend> backend;
+  std::shared_ptr<Exchanges> exchanges;
+  // From where gradients are exchanged: the GPU that has them, or the CPU's memory.
+  at::Device from = at::kCPU;
   std::vector<at::Tensor> parameters;
   // Bucket of each parameter.
   std::vector<size_t> bucket_of;
@@ -63,9 +65,9 @@ struct State {
       }
     }
     parts.push_back(present.to(options.device()));
-    bucket.flat = at::cat(parts);
+    bucket.flat = at::cat(parts).to(from);
     std::vector<at::Tensor> tensors{bucket.flat};
-    bucket.work = backend->allreduce(tensors);
+    bucket.work = exchanges->start(from, [&](c10d::Backend& backend) { return backend.allreduce(tensors); });
   }
 
   void arrived(size_t parameter) {
@@ -117,10 +119,13 @@ char* cappy_gradients_open(
     CappyGradients** out) {
   return cappy::caught([&] {
     auto state = std::make_shared<State>();
-    state->backend = group->backend;
     for (size_t i = 0; i < count; ++i) {
       state->parameters.push_back(*parameters[i]);
     }
+    if (group->exchanges->of_cuda && count > 0) {
+      state->from = parameters[0]->device();
+    }
+    state->exchanges = group->exchanges;
     state->bucket_of.resize(count);
     for (size_t b = 0; b < buckets; ++b) {
       Bucket bucket;
@@ -170,7 +175,7 @@ char* cappy_gradients_flush(CappyGradients* gradients, size_t* sent) {
 
 // The exchange of a bucket that was sent.
 CappyWork* cappy_gradients_work(CappyGradients* gradients, size_t bucket) {
-  return new CappyWork{gradients->state->buckets[bucket].work};
+  return new CappyWork{gradients->state->buckets[bucket].work, gradients->state->from.is_cuda()};
 }
 
 // Puts the sums of a bucket whose exchange is over in place of the gradients. A parameter without a gradient on any

@@ -2,6 +2,9 @@
 
 #include "shim.h"
 
+#include <chrono>
+#include <thread>
+
 #include <torch/csrc/distributed/c10d/PrefixStore.hpp>
 #include <torch/csrc/distributed/c10d/ProcessGroupGloo.hpp>
 #include <torch/csrc/distributed/c10d/TCPStore.hpp>
@@ -10,6 +13,10 @@ namespace {
 
 // Threads that carry out exchanges: buckets of gradients overlap each other.
 constexpr int kThreads = 2;
+
+// How long a wait for a GPU asks again and again, and how often afterwards.
+constexpr auto kSpin = std::chrono::milliseconds(1);
+constexpr auto kPause = std::chrono::microseconds(100);
 
 class Gloo : public c10d::ProcessGroupGloo {
  public:
@@ -83,16 +90,30 @@ char* cappy_group_open(
     options->devices.push_back(c10d::ProcessGroupGloo::createDeviceForHostname(host));
     auto prefixed = c10::make_intrusive<c10d::PrefixStore>("gloo", store->store);
     auto gloo = c10::make_intrusive<Gloo>(prefixed, rank, world, options);
-    *out = new CappyGroup{gloo, [gloo] { gloo->sever(); }};
+    auto exchanges = std::make_shared<Exchanges>();
+    exchanges->of_cpu = gloo;
+    exchanges->sever_cpu = [gloo] { gloo->sever(); };
+    *out = new CappyGroup{std::move(exchanges)};
   });
 }
 
+// Ends what runs on the GPU. Another thread may do the same.
+char* cappy_group_sever_cuda(CappyGroup* group) {
+  return cappy::caught([&] { group->exchanges->end_cuda(); });
+}
+
+// Ends everything.
 char* cappy_group_sever(CappyGroup* group) {
   return cappy::caught([&] {
-    if (group->sever) {
-      group->sever();
-    }
+    group->exchanges->end_cuda();
+    group->exchanges->sever_cpu();
   });
+}
+
+// Whether exchanges on the GPU have failed, as far as that was noticed.
+int cappy_group_failed_cuda(CappyGroup* group) {
+  const auto& nccl = group->exchanges->of_cuda;
+  return nccl && nccl->getError() != c10d::ErrorType::SUCCESS ? 1 : 0;
 }
 
 // Waits for exchanges that still go on.
@@ -101,7 +122,7 @@ void cappy_group_close(CappyGroup* group) { delete group; }
 char* cappy_group_all_reduce(CappyGroup* group, at::Tensor* tensor, CappyWork** out) {
   return cappy::caught([&] {
     std::vector<at::Tensor> tensors{*tensor};
-    *out = new CappyWork{group->backend->allreduce(tensors)};
+    *out = cappy::work(*group, *tensor, [&](c10d::Backend& backend) { return backend.allreduce(tensors); });
   });
 }
 
@@ -117,7 +138,7 @@ char* cappy_group_all_gather(
     for (size_t i = 0; i < count; ++i) {
       to[0].push_back(*into[i]);
     }
-    *out = new CappyWork{group->backend->allgather(to, from)};
+    *out = cappy::work(*group, *tensor, [&](c10d::Backend& backend) { return backend.allgather(to, from); });
   });
 }
 
@@ -126,7 +147,16 @@ char* cappy_group_broadcast(CappyGroup* group, at::Tensor* tensor, int root, Cap
     c10d::BroadcastOptions options;
     options.rootRank = root;
     std::vector<at::Tensor> tensors{*tensor};
-    *out = new CappyWork{group->backend->broadcast(tensors, options)};
+    *out = cappy::work(*group, *tensor, [&](c10d::Backend& backend) { return backend.broadcast(tensors, options); });
+  });
+}
+
+// What is computed next on the GPU comes after the exchange. Does not wait; nothing to do for the CPU.
+char* cappy_work_order(CappyWork* work) {
+  return cappy::caught([&] {
+    if (work->cuda) {
+      work->work->synchronize();
+    }
   });
 }
 
@@ -134,15 +164,38 @@ char* cappy_group_broadcast(CappyGroup* group, at::Tensor* tensor, int root, Cap
 char* cappy_work_wait(CappyWork* work, int64_t timeout_ms, int* done) {
   *done = 0;
   return cappy::caught([&] {
-    try {
-      work->work->wait(std::chrono::milliseconds(timeout_ms));
-      *done = 1;
-    } catch (...) {
-      // The wait's own time, or the exchange's failure.
-      if (work->work->isCompleted()) {
-        throw;
+    const auto timeout = std::chrono::milliseconds(timeout_ms);
+    if (!work->cuda) {
+      try {
+        work->work->wait(timeout);
+        *done = 1;
+      } catch (...) {
+        // The wait's own time, or the exchange's failure.
+        if (work->work->isCompleted()) {
+          throw;
+        }
+      }
+      return;
+    }
+    // NCCL's own wait takes the time being up for the end of the group.
+    const auto start = std::chrono::steady_clock::now();
+    while (!work->work->isCompleted()) {
+      const auto waited = std::chrono::steady_clock::now() - start;
+      if (waited >= timeout) {
+        return;
+      }
+      // Most exchanges take microseconds; a thread that sleeps is woken later than that.
+      if (waited < kSpin) {
+        std::this_thread::yield();
+      } else {
+        std::this_thread::sleep_for(kPause);
       }
     }
+    if (auto failure = work->work->exception()) {
+      std::rethrow_exception(failure);
+    }
+    work->work->synchronize();
+    *done = 1;
   });
 }
 

@@ -11,6 +11,8 @@
 #include <exception>
 #include <functional>
 #include <memory>
+#include <mutex>
+#include <stdexcept>
 #include <string>
 
 #include <ATen/ATen.h>
@@ -23,16 +25,54 @@ struct CappyStore {
   c10::intrusive_ptr<c10d::Store> store;
 };
 
-// What exchanges tensors. The backend of one kind of device.
+// What exchanges tensors: one backend for those in the CPU's memory, and one for those of a GPU, if there is NCCL.
+struct Exchanges {
+  c10::intrusive_ptr<c10d::Backend> of_cpu;
+  c10::intrusive_ptr<c10d::Backend> of_cuda;
+  // End what waits for peers; for good.
+  std::function<void()> sever_cpu;
+  std::function<void()> sever_cuda;
+
+  // Runs `body` with the backend of a device.
+  template <typename Body>
+  auto start(const at::Device& device, Body&& body) {
+    if (!device.is_cuda()) {
+      return body(*of_cpu);
+    }
+    // NCCL that was severed would connect anew, and wait for peers who do not.
+    std::lock_guard<std::mutex> lock(cuda_mutex);
+    if (!of_cuda || cuda_severed) {
+      throw std::runtime_error("this group's GPUs are not connected, or no longer");
+    }
+    return body(*of_cuda);
+  }
+
+  // Ends what waits on the GPU, whoever asks first.
+  void end_cuda() {
+    {
+      std::lock_guard<std::mutex> lock(cuda_mutex);
+      if (!sever_cuda || cuda_severed) {
+        return;
+      }
+      cuda_severed = true;
+    }
+    sever_cuda();
+  }
+
+ private:
+  std::mutex cuda_mutex;
+  bool cuda_severed = false;
+};
+
 struct CappyGroup {
-  c10::intrusive_ptr<c10d::Backend> backend;
-  // Closes the connections under whatever waits on them; may be empty.
-  std::function<void()> sever;
+  std::shared_ptr<Exchanges> exchanges;
 };
 
 // An exchange that goes on in the background. It keeps its tensors alive.
 struct CappyWork {
   c10::intrusive_ptr<c10d::Work> work;
+  // It runs on a stream of the GPU.
+  bool cuda;
 };
 
 namespace cappy {
@@ -43,6 +83,12 @@ inline char* text(const std::string& from) {
     std::memcpy(copy, from.c_str(), from.size() + 1);
   }
   return copy;
+}
+
+// Starts an exchange of a tensor where that is.
+template <typename Body>
+CappyWork* work(CappyGroup& group, const at::Tensor& tensor, Body&& body) {
+  return new CappyWork{group.exchanges->start(tensor.device(), body), tensor.is_cuda()};
 }
 
 // Runs `body`; what it throws becomes the text that is returned.

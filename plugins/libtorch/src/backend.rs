@@ -26,6 +26,7 @@ mod torch {
                 version: env!("CARGO_PKG_VERSION").into(),
                 engine_version: "libtorch 2.11.0".into(),
                 devices: device::names(),
+                device_memory: device::memory(),
                 dtypes: vec!["f32".into(), "bf16".into()],
                 scorer_architectures: Family::ALL.iter().map(|family| family.model_type().into()).collect(),
                 generator_architectures: vec![t5::ARCHITECTURE.into()],

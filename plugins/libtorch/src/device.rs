@@ -3,9 +3,21 @@
 use cappy_plugin_abi::Failure;
 use tch::{Cuda, Device, Kind};
 
+use crate::cuda;
+
+unsafe extern "C" {
+    fn cappy_full_precision();
+}
+
 /// Names of the devices that there are.
 pub fn names() -> Vec<String> {
     std::iter::once("cpu".into()).chain((0..Cuda::device_count()).map(|i| format!("cuda:{i}"))).collect()
+}
+
+/// Bytes of memory of each of [`names`]; 0: the machine's, or not known.
+pub fn memory() -> Vec<u64> {
+    let gpus = (0..Cuda::device_count()).map(|i| cuda::memory(i as usize).unwrap_or(0));
+    std::iter::once(0).chain(gpus).collect()
 }
 
 /// The device of a name: `cpu`, `cuda` (the first), `cuda:1`.
@@ -22,6 +34,8 @@ pub fn device(name: &str) -> Result<Device, Failure> {
         return Err(Failure::unsupported(format!("the libtorch backend has no device `{name}`")));
     };
     if (index as i64) < Cuda::device_count() {
+        // SAFETY: it changes one setting.
+        unsafe { cappy_full_precision() };
         return Ok(Device::Cuda(index));
     }
     Err(Failure::unsupported(format!(

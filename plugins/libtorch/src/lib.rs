@@ -10,6 +10,8 @@
 
 mod backend;
 #[cfg(feature = "torch")]
+mod cuda;
+#[cfg(feature = "torch")]
 mod device;
 #[cfg(feature = "torch")]
 pub mod encoder;

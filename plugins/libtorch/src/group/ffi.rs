@@ -24,7 +24,8 @@ opaque!(
     RawGradients
 );
 
-type Text = *mut c_char;
+/// Null, or a text of the shim's to be freed.
+pub type Text = *mut c_char;
 type RawTensor = *mut c_void;
 
 unsafe extern "C" {
@@ -50,6 +51,8 @@ unsafe extern "C" {
         out: *mut *mut RawGroup,
     ) -> Text;
     fn cappy_group_sever(group: *mut RawGroup) -> Text;
+    fn cappy_group_sever_cuda(group: *mut RawGroup) -> Text;
+    fn cappy_group_failed_cuda(group: *mut RawGroup) -> c_int;
     fn cappy_group_close(group: *mut RawGroup);
     fn cappy_group_all_reduce(group: *mut RawGroup, tensor: RawTensor, out: *mut *mut RawWork) -> Text;
     fn cappy_group_all_gather(
@@ -65,6 +68,7 @@ unsafe extern "C" {
         root: c_int,
         out: *mut *mut RawWork,
     ) -> Text;
+    fn cappy_work_order(work: *mut RawWork) -> Text;
     fn cappy_work_wait(work: *mut RawWork, timeout_ms: i64, done: *mut c_int) -> Text;
     fn cappy_work_free(work: *mut RawWork);
     fn cappy_gradients_open(
@@ -97,14 +101,18 @@ unsafe fn owned(text: Text) -> String {
 }
 
 /// What a function said that returns null, or a reason to be freed.
-fn said(reason: Text) -> Said<()> {
+pub fn said(reason: Text) -> Said<()> {
+    // C++ puts frames and hints on lines of their own.
+    said_at_length(reason).map_err(|text| text.lines().next().unwrap_or_default().trim().to_owned())
+}
+
+/// With the lines that follow; of NCCL's reasons the last ones tell most.
+pub fn said_at_length(reason: Text) -> Said<()> {
     if reason.is_null() {
         return Ok(());
     }
     // SAFETY: every caller passes what a function of the shim has just returned.
-    let text = unsafe { owned(reason) };
-    // C++ puts frames and hints on lines of their own.
-    Err(text.lines().next().unwrap_or_default().trim().to_owned())
+    Err(unsafe { owned(reason) })
 }
 
 fn c_text(text: &str) -> Said<CString> {
@@ -131,6 +139,11 @@ impl Store {
         // SAFETY: the texts and the place for the result outlive the call.
         said(unsafe { cappy_store_open(host.as_ptr(), port, server, fd, timeout_ms, &mut store) })?;
         Ok(Self(store))
+    }
+
+    /// For another part of the shim.
+    pub fn raw(&self) -> *mut RawStore {
+        self.0
     }
 
     /// Writes a value.
@@ -162,7 +175,7 @@ impl Drop for Store {
     }
 }
 
-/// The connections to all other ranks.
+/// The connections to all other ranks. Tensors of a GPU need NCCL's (`crate::cuda`).
 pub struct Connections(*mut RawGroup);
 
 // SAFETY: a process group belongs to no thread; that exchanges start one after the other, its owner sees to.
@@ -180,10 +193,27 @@ impl Connections {
         Ok(Self(group))
     }
 
+    /// For another part of the shim.
+    pub fn raw(&self) -> *mut RawGroup {
+        self.0
+    }
+
     /// Closes the connections under exchanges that still go on.
     pub fn sever(&self) -> Said<()> {
         // SAFETY: the group is open as long as `self` is there.
         said(unsafe { cappy_group_sever(self.0) })
+    }
+
+    /// Ends exchanges on the GPU, and so whatever waits for them.
+    pub fn sever_cuda(&self) -> Said<()> {
+        // SAFETY: as in `sever`; the shim does it once, whoever asks.
+        said(unsafe { cappy_group_sever_cuda(self.0) })
+    }
+
+    /// Whether NCCL has noticed that an exchange failed, or takes longer than the group's timeout.
+    pub fn failed_cuda(&self) -> bool {
+        // SAFETY: as in `sever`.
+        unsafe { cappy_group_failed_cuda(self.0) != 0 }
     }
 
     /// Starts a sum in place.
@@ -227,6 +257,13 @@ pub struct Work(*mut RawWork);
 unsafe impl Send for Work {}
 
 impl Work {
+    /// Lets what is computed next on the GPU come after the exchange, without waiting for it. Of tensors in the CPU's
+    /// memory it says nothing.
+    pub fn order(&self) -> Said<()> {
+        // SAFETY: the work is there as long as `self` is.
+        said(unsafe { cappy_work_order(self.0) })
+    }
+
     /// Waits; false: the time was up first.
     pub fn wait(&self, timeout_ms: i64) -> Said<bool> {
         let mut done = 0;

@@ -6,16 +6,26 @@ use std::thread;
 use std::time::Duration;
 
 use cappy_plugin_abi::{Failure, Group};
+use tch::Device;
 
 use super::ffi::{Connections, Store};
 use super::watch::{Meeting, Watch};
+use crate::cuda;
 
 /// Beyond the group's timeout: for steps that time out one after the other, and say more than the total would.
 const MARGIN: Duration = Duration::from_secs(2);
 
+/// A group that has come together.
+pub(super) struct Joined {
+    pub connections: Arc<Connections>,
+    /// Whether these carry tensors of a GPU.
+    pub nccl: bool,
+    pub watch: Watch,
+}
+
 /// Meets the others and connects with them.
-pub(super) fn join(group: &Group) -> Result<(Connections, Watch), Failure> {
-    let rendezvous = Rendezvous::check(group)?;
+pub(super) fn join(group: &Group, device: Device) -> Result<Joined, Failure> {
+    let rendezvous = Rendezvous::check(group, device)?;
     let timeout = rendezvous.timeout;
     let at = group.rendezvous.clone();
     let (sender, receiver) = mpsc::sync_channel(1);
@@ -38,13 +48,14 @@ pub(super) fn join(group: &Group) -> Result<(Connections, Watch), Failure> {
 /// A group, checked.
 struct Rendezvous {
     group: Group,
+    device: Device,
     host: String,
     port: u16,
     timeout: Duration,
 }
 
 impl Rendezvous {
-    fn check(group: &Group) -> Result<Self, Failure> {
+    fn check(group: &Group, device: Device) -> Result<Self, Failure> {
         let wrong =
             |why: String| Err(Failure::invalid_argument(format!("the group is not understood: {why}")));
         let Group { rank, world, timeout_seconds, listener, .. } = *group;
@@ -65,10 +76,10 @@ impl Rendezvous {
             return wrong(format!("a rendezvous `{}`; give host:port", group.rendezvous));
         };
         let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
-        Ok(Self { group: group.clone(), host, port, timeout: Duration::from_secs(timeout_seconds) })
+        Ok(Self { group: group.clone(), device, host, port, timeout: Duration::from_secs(timeout_seconds) })
     }
 
-    fn meet(self) -> Result<(Connections, Watch), Failure> {
+    fn meet(self) -> Result<Joined, Failure> {
         let Group { rank, world, kind, listener, .. } = self.group;
         let (at, seconds, ms) =
             (&self.group.rendezvous, self.timeout.as_secs(), self.timeout.as_millis() as i64);
@@ -84,7 +95,11 @@ impl Rendezvous {
         let meeting = Arc::new(Meeting::new(store, rank, world, self.timeout));
         let joined = self.connect(&meeting, &format!("{world} ranks ({kind:?} parallel)").to_lowercase());
         match joined {
-            Ok(connections) => Ok((connections, Watch::start(meeting))),
+            Ok((connections, nccl)) => {
+                let connections = Arc::new(connections);
+                let watch = Watch::start(meeting, Arc::clone(&connections));
+                Ok(Joined { connections, nccl, watch })
+            }
             Err(failure) => {
                 meeting.leave(&failure.message);
                 // Others may still have to read why.
@@ -94,15 +109,30 @@ impl Rendezvous {
         }
     }
 
-    fn connect(&self, meeting: &Meeting, group: &str) -> Result<Connections, Failure> {
+    /// The connections, and whether GPUs have theirs.
+    fn connect(&self, meeting: &Meeting, group: &str) -> Result<(Connections, bool), Failure> {
         meeting.agree("their group", group)?;
         let Group { rank, world, host, .. } = &self.group;
-        let ms = self.timeout.as_millis() as i64;
-        Connections::open(meeting.store(), host, *rank as usize, *world as usize, ms).map_err(|said| {
+        let (place, ms) = ((*rank as usize, *world as usize), self.timeout.as_millis() as i64);
+        let connections = Connections::open(meeting.store(), host, place.0, place.1, ms).map_err(|said| {
             Failure::peer_lost(format!(
                 "rank {rank} of {world} cannot connect with the others from `{host}`: {said}"
             ))
-        })
+        })?;
+        // Where one rank has no GPU, or no NCCL, all exchange through the CPU's memory.
+        let gpu = match self.device {
+            Device::Cuda(index) if cuda::has_nccl() => Some(index),
+            _ => None,
+        };
+        let all = meeting.all("NCCL", gpu.is_some())?;
+        if let (Some(index), true) = (gpu, all) {
+            cuda::nccl_connect(&connections, meeting.store(), place, index, ms).map_err(|said| {
+                Failure::peer_lost(format!(
+                    "NCCL cannot connect GPU {index} of rank {rank} with those of {world} ranks: {said}"
+                ))
+            })?;
+        }
+        Ok((connections, all))
     }
 }
 
@@ -130,7 +160,7 @@ mod tests {
                 timeout_seconds: 30,
             };
             change(&mut group);
-            Rendezvous::check(&group)
+            Rendezvous::check(&group, Device::Cpu)
         };
         let good = group(|_| {}).unwrap_or_else(|failure| panic!("{failure}"));
         assert_eq!((good.host.as_str(), good.port), ("::1", 4242));

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use cappy_plugin_abi::Failure;
 
-use super::ffi::{Said, Store};
+use super::ffi::{Connections, Said, Store};
 
 /// How often a rank looks for an alarm.
 const PERIOD: Duration = Duration::from_millis(250);
@@ -17,6 +17,9 @@ const ROLL_CALL: Duration = Duration::from_secs(2);
 const LINGER: Duration = Duration::from_secs(3);
 /// Between two looks at a key that is waited for.
 const POLL: Duration = Duration::from_millis(2);
+
+/// What is said when nothing more is known.
+const NCCL_FAILED: &str = "NCCL says that a rank is gone, or the network between them";
 
 /// The store, and this rank's place in it.
 pub struct Meeting {
@@ -42,6 +45,37 @@ impl Meeting {
     /// # Errors
     /// `InvalidArgument` naming `what` and two ranks that differ; `PeerLost` naming those who did not tell.
     pub fn agree(&self, what: &str, value: &str) -> Result<(), Failure> {
+        self.tell(what, value, |rank, theirs| {
+            if theirs == value {
+                return Ok(());
+            }
+            Err(Failure::invalid_argument(format!(
+                "the ranks of a group disagree about {what}: rank {} has {value}, rank {rank} has {theirs}",
+                self.rank
+            )))
+        })
+    }
+
+    /// Whether `condition` holds on every rank.
+    ///
+    /// # Errors
+    /// `PeerLost` naming those who did not tell.
+    pub fn all(&self, what: &str, condition: bool) -> Result<bool, Failure> {
+        let mut all = condition;
+        self.tell(what, &condition.to_string(), |_, theirs| {
+            all &= theirs == "true";
+            Ok(())
+        })?;
+        Ok(all)
+    }
+
+    /// Tells the others `value`, and hears theirs, of each rank as it comes.
+    fn tell(
+        &self,
+        what: &str,
+        value: &str,
+        mut hear: impl FnMut(usize, &str) -> Result<(), Failure>,
+    ) -> Result<(), Failure> {
         let key = |rank: usize| format!("agree/{what}/{rank}");
         self.store.set(&key(self.rank), value).map_err(|_| self.zero_gone())?;
         let deadline = Instant::now() + self.timeout;
@@ -51,13 +85,7 @@ impl Meeting {
             for rank in missing {
                 match self.store.get(&key(rank)).map_err(|_| self.zero_gone())? {
                     None => waiting.push(rank),
-                    Some(theirs) if theirs == value => {}
-                    Some(theirs) => {
-                        return Err(Failure::invalid_argument(format!(
-                            "the ranks of a group disagree about {what}: rank {} has {value}, rank {rank} has {theirs}",
-                            self.rank
-                        )));
-                    }
+                    Some(theirs) => hear(rank, &theirs)?,
                 }
             }
             if waiting.is_empty() {
@@ -153,7 +181,8 @@ fn named(noun: &str, ranks: impl Display, world: usize) -> String {
     format!("{noun} {ranks} of {world}")
 }
 
-/// Looks for an alarm on a thread of its own, and answers it, whatever the rank itself is busy with.
+/// Looks for an alarm on a thread of its own, and answers it, whatever the rank itself is busy with. The rank may wait for
+/// its GPU, and that for a peer: then it is this thread that sees NCCL's failure, and ends the waiting.
 pub struct Watch {
     meeting: Arc<Meeting>,
     shared: Arc<Shared>,
@@ -173,7 +202,7 @@ struct State {
 
 impl Watch {
     /// Starts to look.
-    pub fn start(meeting: Arc<Meeting>) -> Self {
+    pub fn start(meeting: Arc<Meeting>, connections: Arc<Connections>) -> Self {
         let shared = Arc::new(Shared::default());
         let watch = Self { meeting: Arc::clone(&meeting), shared: Arc::clone(&shared) };
         thread::spawn(move || {
@@ -184,6 +213,7 @@ impl Watch {
                     return;
                 }
                 match meeting.store.get("alarm") {
+                    Ok(None) if connections.failed_cuda() => break meeting.roll_call(NCCL_FAILED),
                     Ok(None) => {}
                     Ok(Some(alarm)) => break alarm,
                     Err(said) => break said,
@@ -192,6 +222,8 @@ impl Watch {
             // If the store is gone, there is nobody to answer to.
             let _ = meeting.answer();
             shared.state.lock().unwrap_or_else(PoisonError::into_inner).alarm = Some(alarm);
+            // Only now: who is set free shall find the alarm. Where it fails, NCCL has ended already.
+            let _ = connections.sever_cuda();
         });
         watch
     }

@@ -113,14 +113,15 @@ impl Shard {
         part(config.vocab_size, self.rank, self.world)
     }
 
-    /// Sum over the ranks.
+    /// Sum over the ranks. On a GPU it may still be computed when this returns; whatever the CPU reads of a pass has gone
+    /// through [`Shard::gather`], which waits.
     ///
     /// # Errors
     /// `Cancelled`, or that a rank is lost.
     pub fn sum(&self, partial: Tensor, control: &dyn Control) -> Result<Tensor> {
         let Some(ranks) = self.ranks()? else { return Ok(partial) };
         let partial = partial.f_contiguous()?;
-        ranks.all_reduce(&partial, control)?;
+        ranks.all_reduce_in_order(&partial, control)?;
         Ok(partial)
     }
 
@@ -203,7 +204,7 @@ mod tests {
             host: "127.0.0.1".into(),
             timeout_seconds: 60,
         };
-        let mut shard = Shard::of(Ranks::join(&group).expect("nobody else is waited for"));
+        let mut shard = Shard::of(Ranks::join(&group, tch::Device::Cpu).expect("nobody else is waited for"));
         let sum =
             |shard: &Shard| shard.sum(Tensor::from_slice(&[1.5_f32]), &Unattended).map_err(Failure::from);
         // What fails on all ranks alike.

@@ -44,7 +44,7 @@ impl Parallel {
         options: &TrainerOptions,
         variables: &Variables,
     ) -> std::result::Result<Self, Failure> {
-        let ranks = Ranks::join(group)?;
+        let ranks = Ranks::join(group, variables.device())?;
         ranks.agree("the model's config.json", &format!("{:016x}", key_of(&request.config_json)))?;
         ranks.agree("the options", &settings(options))?;
         let gradients = Gradients::new(&ranks, &variables.leaves())?;

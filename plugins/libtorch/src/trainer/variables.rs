@@ -68,6 +68,11 @@ impl Variables {
         Ok(Self { weights, moment1, moment2, leaves: Vec::new(), device })
     }
 
+    /// Where they are.
+    pub fn device(&self) -> Device {
+        self.device
+    }
+
     /// All variables, in the order of the forward pass.
     pub fn leaves(&self) -> Vec<Tensor> {
         self.leaves.iter().map(|(_, leaf)| leaf.shallow_clone()).collect()
@@ -84,13 +89,13 @@ impl Variables {
     /// # Errors
     /// `OutOfMemory`.
     pub fn norm(&self) -> Result<f64> {
-        let mut squares = 0.0_f64;
-        for (_, leaf) in &self.leaves {
-            let norm =
-                leaf.f_grad()?.f_reshape([-1])?.f_linalg_norm(2.0, None::<&[i64]>, false, Kind::Double)?;
-            squares += norm.f_double_value(&[])?.powi(2);
-        }
-        Ok(squares.sqrt())
+        let norm = |leaf: &Tensor| {
+            leaf.f_grad()?.f_reshape([-1])?.f_linalg_norm(2.0, None::<&[i64]>, false, Kind::Double)
+        };
+        let norms =
+            self.leaves.iter().map(|(_, leaf)| norm(leaf)).collect::<std::result::Result<Vec<_>, _>>()?;
+        // Read once: on a GPU each reading waits for it.
+        Ok(Tensor::f_stack(&norms, 0)?.f_square()?.f_sum(Kind::Double)?.f_sqrt()?.f_double_value(&[])?)
     }
 
     /// Forgets all gradients.

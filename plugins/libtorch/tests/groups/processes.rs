@@ -67,7 +67,7 @@ pub fn hear() {
 
 /// Joins, or says why not and leaves the scene.
 pub fn join(group: &Group) -> Option<Arc<Ranks>> {
-    match Ranks::join(group) {
+    match Ranks::join(group, device()) {
         Ok(ranks) => Some(ranks),
         Err(failure) => {
             say_result::<()>(Err(failure));

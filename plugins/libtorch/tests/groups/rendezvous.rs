@@ -5,9 +5,9 @@ use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use cappy_plugin_abi::{Group, GroupKind};
 use cappy_plugin_libtorch::group::Ranks;
 
-use crate::processes::{Place, Rank, Scene, say_result};
+use crate::processes::{Place, Rank, Scene, device, say_result};
 
-pub const SCENES: &[Scene] = &[("only join", |group| say_result(Ranks::join(group)))];
+pub const SCENES: &[Scene] = &[("only join", |group| say_result(Ranks::join(group, device())))];
 
 #[test]
 fn ranks_that_do_not_come_are_named() {

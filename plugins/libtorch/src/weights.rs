@@ -1,4 +1,4 @@
-//! Tensors of a checkpoint on a device.
+//! Numbers on their way into tensors and out of them.
 //!
 //! Numbers are read (with positioned reads, so that a rank touches its slices of the files and nothing else) straight
 //! into the memory of a tensor, which is then converted and moved if it has to be.
@@ -29,6 +29,17 @@ pub fn filled(
         fill(unsafe { std::slice::from_raw_parts_mut(tensor.data_ptr().cast(), count) })?;
     }
     Ok(tensor.f_to_kind(kind)?.f_to_device(device)?)
+}
+
+/// The numbers of a tensor, as f32.
+///
+/// # Errors
+/// `OutOfMemory`.
+pub fn numbers(of: &Tensor) -> Result<Vec<f32>> {
+    let mut values = vec![0.0; of.numel()];
+    let count = values.len();
+    of.f_to_device(Device::Cpu)?.f_to_kind(Kind::Float)?.f_contiguous()?.f_copy_data(&mut values, count)?;
+    Ok(values)
 }
 
 /// Part `index` of `count` nearly equal parts of `0..whole`, as ranks share dimensions.

@@ -1,7 +1,10 @@
-//! Attention of packed rows: group by group, padded to the group's longest row.
+//! Attention of packed rows: as they lie where there is a kernel for it (`packed.rs`), else group by group, padded to the
+//! group's longest row.
 
 use tch::{Kind, Tensor};
 
+use super::packed::Packed;
+use super::padded::Padded;
 use super::pass::Pass;
 use crate::engine::Result;
 use crate::ragged::Group;
@@ -37,10 +40,14 @@ impl Attention<'_> {
     /// # Errors
     /// `OutOfMemory`.
     pub fn all(&self, pass: &Pass<'_>, qkv: &Tensor) -> Result<Tensor> {
-        let ragged = &pass.batch.ragged;
+        if let Some(packed) = self.packed(pass, qkv.size()[1] as usize / 3) {
+            return packed.all(self, qkv);
+        }
+        let padded = pass.batch.padded()?;
+        let ragged = &padded.ragged;
         let parts = (0..ragged.groups.len()).map(|g| {
             let [query, key, value] = self.heads_of(&ragged.padded(g, qkv)?)?;
-            self.attend(pass, g, &query, &key, &value)
+            self.attend(pass, padded, g, [&query, &key, &value])
         });
         ragged.packed(&parts.collect::<Result<Vec<_>>>()?)
     }
@@ -50,13 +57,23 @@ impl Attention<'_> {
     /// # Errors
     /// `OutOfMemory`.
     pub fn firsts(&self, pass: &Pass<'_>, query: &Tensor, key_value: &Tensor) -> Result<Tensor> {
-        let ragged = &pass.batch.ragged;
-        let parts = (0..ragged.groups.len()).map(|g| {
-            let [query] = self.heads_of(&pass.batch.group(g, query)?.f_unsqueeze(1)?)?;
-            let [key, value] = self.heads_of(&ragged.padded(g, key_value)?)?;
-            self.attend(pass, g, &query, &key, &value)
+        // Where attention is local, first tokens see the rows' beginnings; the kernel counts from their ends.
+        if let (Some(packed), None) = (self.packed(pass, query.size()[1] as usize), self.window) {
+            return packed.firsts(self, query, key_value);
+        }
+        let padded = pass.batch.padded()?;
+        let parts = (0..padded.ragged.groups.len()).map(|g| {
+            let [query] = self.heads_of(&padded.group(g, query)?.f_unsqueeze(1)?)?;
+            let [key, value] = self.heads_of(&padded.ragged.padded(g, key_value)?)?;
+            self.attend(pass, padded, g, [&query, &key, &value])
         });
-        pass.batch.joined(&parts.collect::<Result<Vec<_>>>()?)
+        padded.joined(&parts.collect::<Result<Vec<_>>>()?)
+    }
+
+    /// The rows as they lie, if this attention of `hidden` numbers can take them so.
+    fn packed<'p>(&self, pass: &Pass<'p>, hidden: usize) -> Option<&'p Packed> {
+        let plain = self.bias.is_none() && !pass.drops() && Packed::fits(hidden / self.heads);
+        pass.batch.packed().filter(|_| plain)
     }
 
     /// `(rows, length, N * hidden)` as N times `(rows, heads, length, head_dim)`.
@@ -76,12 +93,11 @@ impl Attention<'_> {
     fn attend(
         &self,
         pass: &Pass<'_>,
+        padded: &Padded,
         g: usize,
-        query: &Tensor,
-        key: &Tensor,
-        value: &Tensor,
+        [query, key, value]: [&Tensor; 3],
     ) -> Result<Tensor> {
-        let (group, padding) = (&pass.batch.ragged.groups[g], pass.batch.masks[g].as_ref());
+        let (group, padding) = (&padded.ragged.groups[g], padded.masks[g].as_ref());
         let (rows, heads, queries, d) = query.size4()?;
         let dropped = pass.attention_mask(self.layer, group, self.heads, queries as usize)?;
         let bias = self.bias.map(|bias| bias(group, query, key)).transpose()?;

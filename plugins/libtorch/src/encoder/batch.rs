@@ -1,28 +1,29 @@
 //! Rows of a ragged batch that go through a network together.
 
+use std::sync::OnceLock;
+
 use cappy_plugin_abi::RaggedTokens;
 use cappy_plugin_models::encoder::pieces::pieces;
 use tch::{Device, Kind, Tensor};
 
+use super::packed::{self, Packed};
+use super::padded::Padded;
 use crate::engine::Result;
-use crate::ragged::{Ragged, Take, join};
+use crate::ragged::Take;
 
-/// Some rows of a ragged batch, one after the other, and how they are padded for attention.
+/// Some rows of a ragged batch, one after the other, and how attention takes them.
 pub struct Batch<'a> {
     all: RaggedTokens<'a>,
     /// Indices of the rows in the whole batch.
     pub rows: &'a [usize],
-    /// Padded groups of these rows.
-    pub ragged: Ragged,
-    /// For each group: 0 for a row's own tokens, minus infinity for padding, `(rows, 1, 1, longest)`.
-    pub masks: Vec<Option<Tensor>>,
     /// Where tensors are.
     pub device: Device,
     /// What is computed in.
     pub kind: Kind,
+    lengths: Vec<usize>,
     firsts: Take,
-    groups: Vec<Take>,
-    back: Take,
+    padded: OnceLock<Padded>,
+    packed: Option<Packed>,
 }
 
 /// Indices of some rows, short ones first, in batches of at most `budget` tokens (a longer row alone).
@@ -58,36 +59,30 @@ impl<'a> Batch<'a> {
     /// `OutOfMemory`.
     pub fn new(all: RaggedTokens<'a>, rows: &'a [usize], device: Device, kind: Kind) -> Result<Self> {
         let lengths: Vec<usize> = rows.iter().map(|&row| all.row(row).len()).collect();
-        let ragged = Ragged::new(&lengths, device)?;
-        let masks = ragged.groups.iter().map(|group| group.mask(kind, device)).collect::<Result<_>>()?;
-        let mut firsts = Vec::with_capacity(rows.len());
-        let mut at = 0;
-        for &length in &lengths {
-            firsts.push(at);
-            at += length as i64;
+        let starts = lengths.iter().scan(0, |at, &length| {
+            *at += length as i64;
+            Some(*at - length as i64)
+        });
+        let firsts = Take::new(&starts.collect::<Vec<_>>(), device)?;
+        let packed = packed::at_hand(device, kind).then(|| Packed::new(&lengths, device)).transpose()?;
+        Ok(Self { all, rows, device, kind, lengths, firsts, padded: OnceLock::new(), packed })
+    }
+
+    /// The rows as they lie, where attention can take them so.
+    pub fn packed(&self) -> Option<&Packed> {
+        self.packed.as_ref()
+    }
+
+    /// The rows in padded groups.
+    ///
+    /// # Errors
+    /// `OutOfMemory`.
+    pub fn padded(&self) -> Result<&Padded> {
+        if let Some(padded) = self.padded.get() {
+            return Ok(padded);
         }
-        let mut back = vec![0; rows.len()];
-        let mut groups = Vec::with_capacity(ragged.groups.len());
-        let mut place = 0;
-        for group in &ragged.groups {
-            let rows: Vec<i64> = group.rows.iter().map(|&row| row as i64).collect();
-            for &row in &group.rows {
-                back[row] = place;
-                place += 1;
-            }
-            groups.push(Take::new(&rows, device)?);
-        }
-        Ok(Self {
-            firsts: Take::new(&firsts, device)?,
-            back: Take::new(&back, device)?,
-            all,
-            rows,
-            ragged,
-            masks,
-            device,
-            kind,
-            groups,
-        })
+        let padded = Padded::new(&self.lengths, self.device, self.kind)?;
+        Ok(self.padded.get_or_init(|| padded))
     }
 
     /// The tokens of row `i` of these.
@@ -133,22 +128,6 @@ impl<'a> Batch<'a> {
     /// `OutOfMemory`.
     pub fn firsts(&self, x: &Tensor) -> Result<Tensor> {
         self.firsts.of(x)
-    }
-
-    /// The rows of a group of `x`, `(rows of all groups, width)`.
-    ///
-    /// # Errors
-    /// `OutOfMemory`.
-    pub fn group(&self, group: usize, x: &Tensor) -> Result<Tensor> {
-        self.groups[group].of(x)
-    }
-
-    /// The groups' `(rows, 1, width)` each, as `(rows of all groups, width)` in their order.
-    ///
-    /// # Errors
-    /// `OutOfMemory`.
-    pub fn joined(&self, groups: &[Tensor]) -> Result<Tensor> {
-        join(groups, &self.back)
     }
 }
 

@@ -117,8 +117,9 @@ impl Convolve {
     fn apply(&self, pass: &Pass<'_>, embedded: &Tensor, states: &Tensor) -> Result<Tensor> {
         let (batch, half) = (pass.batch, self.of.width as i64 / 2);
         let mut parts = Vec::new();
-        for (g, group) in batch.ragged.groups.iter().enumerate() {
-            let mut input = batch.ragged.padded(g, embedded)?;
+        let ragged = &batch.padded()?.ragged;
+        for (g, group) in ragged.groups.iter().enumerate() {
+            let mut input = ragged.padded(g, embedded)?;
             if let Some(mask) = group.mask(batch.kind, batch.device)? {
                 // Padding repeats a token, which its neighbours would see: (rows, longest, 1).
                 input = input.f_mul(&mask.f_exp()?.f_view([group.rows.len() as i64, -1, 1])?)?;
@@ -126,7 +127,7 @@ impl Convolve {
             let x = input.f_transpose(1, 2)?.f_conv1d(&self.weight, Some(&self.bias), 1, half, 1, 1)?;
             parts.push(x.f_transpose(1, 2)?.f_contiguous()?);
         }
-        let x = pass.drop(batch.ragged.packed(&parts)?, Site::Convolution, Of::Tokens)?;
+        let x = pass.drop(ragged.packed(&parts)?, Site::Convolution, Of::Tokens)?;
         self.norm.apply(&activate(&x, self.of.activation)?.f_add(states)?)
     }
 }
@@ -225,7 +226,7 @@ impl Deberta {
     fn positions(&self, pass: &Pass<'_>) -> Result<Option<Positions>> {
         let relative = self.config.relative.filter(|relative| relative.c2p || relative.p2c);
         let (Some(relative), Some(table)) = (relative, &self.relative) else { return Ok(None) };
-        let longest = pass.batch.ragged.groups.iter().map(|group| group.longest).max().unwrap_or(1);
+        let longest = pass.batch.padded()?.ragged.groups.iter().map(|group| group.longest).max().unwrap_or(1);
         let mut positions = Positions::new(relative, longest, table)?;
         if let Some(norm) = &self.relative_norm {
             positions.embeddings = norm.apply(&positions.embeddings)?;

@@ -14,6 +14,8 @@ pub mod batch;
 mod bert;
 mod deberta;
 mod modernbert;
+pub mod packed;
+pub mod padded;
 pub mod parts;
 pub mod pass;
 pub mod scorer;

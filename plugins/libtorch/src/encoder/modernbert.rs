@@ -51,13 +51,16 @@ impl Rotary {
         // In f32, as the reference computes them.
         let frequencies: Vec<f32> =
             (0..half).map(|i| theta.powf(-2.0 * i as f64 / head_dim as f64) as f32).collect();
-        let positions = (0..batch.rows.len()).flat_map(|i| 0..batch.row(i).len());
-        let angles: Vec<f32> =
-            positions.flat_map(|p| frequencies.iter().map(move |frequency| p as f32 * frequency)).collect();
+        let longest = (0..batch.rows.len()).map(|i| batch.row(i).len()).max().unwrap_or(0);
+        let angles: Vec<f32> = (0..longest)
+            .flat_map(|p| frequencies.iter().map(move |frequency| p as f32 * frequency))
+            .collect();
+        let positions = batch.indices((0..batch.rows.len()).flat_map(|i| 0..batch.row(i).len()))?;
         let table = |f: fn(f64) -> f64| -> Result<Tensor> {
             let values: Vec<f32> = angles.iter().map(|&angle| f(f64::from(angle)) as f32).collect();
             let table = Tensor::f_from_slice(&values)?.f_view([-1, 1, half as i64])?;
-            Ok(table.f_repeat([1, 1, 2])?.f_to_kind(batch.kind)?.f_to_device(batch.device)?)
+            let table = table.f_repeat([1, 1, 2])?.f_to_kind(batch.kind)?.f_to_device(batch.device)?;
+            Ok(table.f_index_select(0, &positions)?)
         };
         Ok(Self { theta, cosines: table(f64::cos)?, sines: table(f64::sin)? })
     }
@@ -144,14 +147,23 @@ impl ModernBert {
 
     /// Means over the tokens of each row of `x`, `(tokens, hidden)`: `(rows, hidden)`.
     fn means(&self, pass: &Pass<'_>, x: &Tensor) -> Result<Tensor> {
-        let mut means = Vec::with_capacity(pass.batch.rows.len());
-        let mut at = 0;
-        for i in 0..pass.batch.rows.len() {
-            let length = pass.batch.row(i).len() as i64;
-            means.push(x.f_narrow(0, at, length)?.f_mean_dim(0, false, None::<Kind>)?);
-            at += length;
+        let padded = pass.batch.padded()?;
+        let mut means = Vec::with_capacity(padded.ragged.groups.len());
+        for (g, group) in padded.ragged.groups.iter().enumerate() {
+            // Products with 1 / length, and with 0 for padding; in f32, which holds the one exactly enough.
+            let shares: Vec<f32> = group
+                .lengths
+                .iter()
+                .flat_map(|&length| {
+                    (0..group.longest).map(move |i| if i < length { 1.0 / length as f32 } else { 0.0 })
+                })
+                .collect();
+            let shares = Tensor::f_from_slice(&shares)?.f_to_device(x.device())?;
+            let shares = shares.f_view([group.rows.len() as i64, 1, group.longest as i64])?;
+            let rows = padded.ragged.padded(g, x)?.f_to_kind(Kind::Float)?;
+            means.push(shares.f_bmm(&rows)?.f_to_kind(x.kind())?);
         }
-        Ok(Tensor::f_stack(&means, 0)?)
+        padded.joined(&means)
     }
 }
 

@@ -46,6 +46,11 @@ impl<'a> Pass<'a> {
         Self { batch, dropout: dropout.active().then_some(dropout), control }
     }
 
+    /// Whether any numbers are dropped.
+    pub fn drops(&self) -> bool {
+        self.dropout.is_some()
+    }
+
     /// To be called now and then.
     ///
     /// # Errors

@@ -5,13 +5,14 @@ use std::path::Path;
 use cappy_plugin_abi::{Control, Failure, LoadRequest, ModelInfo, RaggedTokens, Scorer};
 use cappy_plugin_models::encoder::check;
 use cappy_plugin_models::weights::Checkpoint;
-use tch::{Device, Kind, Tensor};
+use tch::{Device, Kind};
 
 use super::architecture::{Architecture, Network};
 use super::batch::{Batch, by_length};
 use super::parts::Stored;
 use super::pass::Pass;
 use crate::engine::Result;
+use crate::weights::numbers;
 
 /// Tokens that go through the network together on the CPU: enough that reading the weights costs nothing.
 const CPU_TOKENS: usize = 2048;
@@ -84,17 +85,6 @@ pub fn logits(
         .into());
     }
     Ok(logits)
-}
-
-/// The numbers of a tensor, as f32.
-///
-/// # Errors
-/// `OutOfMemory`.
-pub fn numbers(of: &Tensor) -> Result<Vec<f32>> {
-    let mut values = vec![0.0; of.numel()];
-    let count = values.len();
-    of.f_to_device(Device::Cpu)?.f_to_kind(Kind::Float)?.f_contiguous()?.f_copy_data(&mut values, count)?;
-    Ok(values)
 }
 
 impl Scorer for EncoderScorer {

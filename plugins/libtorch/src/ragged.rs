@@ -7,7 +7,9 @@ use crate::engine::Result;
 
 /// A padded batch may have so many positions (rows * longest^2) that a mask of its own, for each row and head, is
 /// small beside the activations.
-const MASKED: usize = 1 << 18;
+const CPU_MASKED: usize = 1 << 18;
+/// Likewise on a GPU, where every batch costs kernels to be launched.
+const GPU_MASKED: usize = 1 << 22;
 
 /// Rows that are padded to one length.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,8 +45,9 @@ impl Group {
     }
 }
 
-/// Groups of rows of nearly equal lengths: at most an eighth of a group is padding, and a group with padding is small.
-pub fn groups(lengths: &[usize]) -> Vec<Group> {
+/// Groups of rows of nearly equal lengths: at most an eighth of a group is padding, and a group with padding has at most
+/// `masked` positions.
+fn groups(lengths: &[usize], masked: usize) -> Vec<Group> {
     let mut order: Vec<usize> = (0..lengths.len()).collect();
     order.sort_by_key(|&row| lengths[row]);
     let mut made: Vec<Group> = Vec::new();
@@ -54,7 +57,7 @@ pub fn groups(lengths: &[usize]) -> Vec<Group> {
         if let Some(group) = made.last_mut() {
             let rows = group.rows.len() + 1;
             let fits = 8 * (rows * length - tokens - length) <= tokens + length;
-            if length == group.longest && !group.padded() || fits && rows * length * length <= MASKED {
+            if length == group.longest && !group.padded() || fits && rows * length * length <= masked {
                 group.rows.push(row);
                 group.lengths.push(length);
                 group.longest = length;
@@ -120,7 +123,8 @@ impl Ragged {
                 Some(*at - length)
             })
             .collect();
-        let groups = groups(lengths);
+        let masked = if device == Device::Cpu { CPU_MASKED } else { GPU_MASKED };
+        let groups = groups(lengths, masked);
         let mut back = vec![0; lengths.iter().sum()];
         let mut takes = Vec::with_capacity(groups.len());
         let mut place = 0;
@@ -185,7 +189,7 @@ mod tests {
     fn groups_hold_every_row_once_with_little_padding() {
         for (seed, rows, longest) in [(1, 0, 9), (2, 1, 9), (3, 200, 40), (4, 60, 512), (5, 300, 2)] {
             let lengths = some_lengths(seed, rows, longest);
-            let made = groups(&lengths);
+            let made = groups(&lengths, CPU_MASKED);
             let mut seen: Vec<usize> = made.iter().flat_map(|g| g.rows.clone()).collect();
             seen.sort_unstable();
             assert_eq!(seen, (0..lengths.len()).collect::<Vec<_>>());
@@ -194,7 +198,7 @@ mod tests {
                 assert_eq!((&own, own.iter().max()), (&group.lengths, Some(&group.longest)));
                 let (all, tokens) = (own.len() * group.longest, own.iter().sum::<usize>());
                 assert!(8 * (all - tokens) <= tokens, "{group:?}");
-                assert!(!group.padded() || all * group.longest <= MASKED, "{group:?}");
+                assert!(!group.padded() || all * group.longest <= CPU_MASKED, "{group:?}");
             }
         }
     }

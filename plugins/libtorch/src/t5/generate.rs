@@ -6,20 +6,20 @@
 //! waiting rows begin as another cohort. A row's first position is computed once for all its decodings.
 
 use cappy_plugin_abi::{Decoding, Failure, Generated};
-use cappy_plugin_models::rows;
-use cappy_plugin_models::t5::sample;
-use cappy_plugin_models::t5::search::{self, Ask, Choice, Output, Pick, Search};
-use rayon::prelude::*;
-use tch::Tensor;
+use cappy_plugin_models::t5::search::{self, Ask, Output, Pick, Search};
+use tch::{Device, Tensor};
 
 use super::cache::{Cache, Shape};
+use super::choice::{self, Position};
 use super::cross::Encoding;
 use super::model::{Pass, attend};
 use super::positions::Positions;
 use crate::engine::Result;
 
-/// Rows whose logits are held at once.
+/// Rows whose logits are held at once: they stay in the processor's cache.
 const LOGIT_ROWS: usize = 64;
+/// On a GPU: half a gigabyte for a vocabulary of 32,128 tokens.
+const GPU_LOGIT_ROWS: usize = 4096;
 
 /// What one call works on.
 pub struct Batch<'a> {
@@ -45,14 +45,6 @@ struct Cohort {
     cache: Cache,
     /// The slot of each sequence, in the order of the searches; before the first step of each source.
     slots: Vec<usize>,
-}
-
-/// What a sequence feeds into a step, in the place of its slot.
-#[derive(Clone, Default)]
-struct Position {
-    source: usize,
-    token: u32,
-    asks: std::ops::Range<usize>,
 }
 
 /// Where a search's sequences and answers begin.
@@ -243,16 +235,17 @@ impl Batch<'_> {
 
     /// For each ask of a step the tokens that answer it. `outputs`: `(positions, d_model)`.
     fn answers(&self, step: &Step, outputs: &Tensor) -> Result<Vec<Vec<Pick>>> {
-        let vocab = self.pass.model.config.vocab_size;
         let mut answers: Vec<Vec<Pick>> = vec![Vec::new(); step.asks.len()];
-        for (chunk, positions) in step.positions.chunks(LOGIT_ROWS).enumerate() {
-            let part = outputs.f_narrow(0, (chunk * LOGIT_ROWS) as i64, positions.len() as i64)?;
+        let cpu = self.pass.model.device == Device::Cpu;
+        let at_once = if cpu { LOGIT_ROWS } else { GPU_LOGIT_ROWS };
+        for (chunk, positions) in step.positions.chunks(at_once).enumerate() {
+            let part = outputs.f_narrow(0, (chunk * at_once) as i64, positions.len() as i64)?;
             let logits = self.pass.logits(&part)?;
-            let picks: Vec<Vec<Vec<Pick>>> = positions
-                .par_iter()
-                .zip(logits.par_chunks_exact(vocab))
-                .map(|(position, logits)| pick(position, &step.asks[position.asks.clone()], logits))
-                .collect::<std::result::Result<_, Failure>>()?;
+            let picks = if cpu {
+                choice::from_all(positions, &step.asks, &logits)?
+            } else {
+                choice::from_shortlists(positions, &step.asks, &logits)?
+            };
             for (position, picks) in positions.iter().zip(picks) {
                 for (ask, picks) in position.asks.clone().zip(picks) {
                     answers[ask] = picks;
@@ -261,26 +254,6 @@ impl Batch<'_> {
         }
         Ok(answers)
     }
-}
-
-/// Answers what is asked of one position's logits.
-fn pick(position: &Position, asks: &[Ask], logits: &[f32]) -> std::result::Result<Vec<Vec<Pick>>, Failure> {
-    let log_total = rows::log_sum_exp(logits);
-    if !log_total.is_finite() {
-        return Err(Failure::not_finite(format!("logits of encoded row {} are not finite", position.source)));
-    }
-    let pick = |(token, logit): (u32, f32)| Pick { token, log_prob: logit - log_total };
-    let mut buffers = sample::Buffers::default();
-    let answer = |ask: &Ask| match ask.choice {
-        Choice::Best(count) => {
-            sample::top_tokens(logits, ask.forbidden, count).into_iter().map(pick).collect()
-        }
-        Choice::Draw(warp, u) => {
-            let token = sample::draw(logits, ask.forbidden, warp, u, &mut buffers);
-            vec![pick((token, logits[token as usize]))]
-        }
-    };
-    Ok(asks.iter().map(answer).collect())
 }
 
 fn collect(outputs: &[Output]) -> Generated {

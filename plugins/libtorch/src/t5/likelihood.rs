@@ -8,11 +8,13 @@ use super::model::{Model, Pass};
 use super::positions::Positions;
 use crate::engine::Result;
 use crate::ragged::{Ragged, blocks};
+use crate::weights::numbers;
 
-/// Target tokens that go through the decoder together; a longer target goes alone.
-const BLOCK_TOKENS: usize = 2048;
-/// Tokens whose logits are held at once.
-const LOGIT_TOKENS: usize = 256;
+/// Target tokens that go through the decoder together (a longer target goes alone), and of those the ones whose logits
+/// are held at once.
+const CPU_TOKENS: (usize, usize) = (2048, 256);
+/// Likewise on a GPU.
+const GPU_TOKENS: (usize, usize) = (16_384, 4096);
 
 /// Of each token of `targets`, in order; target `i` belongs to row `rows[i]` of the encoding.
 ///
@@ -30,7 +32,8 @@ pub fn of(
     order.sort_by_key(|&i| (targets.row(i).len(), rows[i]));
     let lengths: Vec<usize> = order.iter().map(|&i| targets.row(i).len()).collect();
     let mut log_probs = vec![0.0; targets.tokens.len()];
-    for block in blocks(&lengths, BLOCK_TOKENS) {
+    let (budget, at_once) = if pass.model.device == Device::Cpu { CPU_TOKENS } else { GPU_TOKENS };
+    for block in blocks(&lengths, budget) {
         if pass.control.cancelled() {
             return Err(Failure::cancelled("the call was cancelled").into());
         }
@@ -47,8 +50,8 @@ pub fn of(
         let whole = pass.whole(&ragged, positions)?;
         let outputs = pass.decode(&inputs, &mut |_, x| whole(x), encoding, &asking)?;
         let mut found = Vec::with_capacity(expected.len());
-        for (chunk, tokens) in expected.chunks(LOGIT_TOKENS).enumerate() {
-            let part = outputs.f_narrow(0, (chunk * LOGIT_TOKENS) as i64, tokens.len() as i64)?;
+        for (chunk, tokens) in expected.chunks(at_once).enumerate() {
+            let part = outputs.f_narrow(0, (chunk * at_once) as i64, tokens.len() as i64)?;
             found.extend(log_probs_of(pass, &part, tokens)?);
         }
         let mut found = found.into_iter();
@@ -87,10 +90,7 @@ fn log_probs_of(pass: Pass<'_>, outputs: &Tensor, tokens: &[u32]) -> Result<Vec<
     let mut totals = vec![f64::NEG_INFINITY; tokens.len()];
     let mut logit = vec![0.0; tokens.len()];
     for part in shard.gather(both, pass.control)? {
-        let mut values = vec![0.0_f32; 2 * tokens.len()];
-        let count = values.len();
-        part.f_to_device(Device::Cpu)?.f_contiguous()?.f_copy_data(&mut values, count)?;
-        for (i, pair) in values.chunks_exact(2).enumerate() {
+        for (i, pair) in numbers(&part)?.chunks_exact(2).enumerate() {
             totals[i] = log_add(totals[i], f64::from(pair[0]));
             logit[i] += f64::from(pair[1]);
         }

@@ -4,14 +4,16 @@
 //! those are). `encode` sends ragged rows through the encoder (`model.rs`): all tokens at once through linear layers,
 //! groups of rows of nearly equal lengths (`crate::ragged`) through attention. It keeps the keys and values that the
 //! decoder's cross-attention needs (`cross.rs`), computed once, shared by all decodings and likelihoods. `generate`
-//! (`generate.rs`) steps all beams and samples of all rows as one batch over a cache (`cache.rs`); what a decoding
-//! makes of a step's logits is in `cappy_plugin_models::t5`, the same for every backend. `log_likelihood`
+//! (`generate.rs`) steps all beams and samples of all rows as one batch over a cache (`cache.rs`); a step's
+//! logits become tokens in `choice.rs`; what a decoding makes of them is in `cappy_plugin_models::t5`, the same for
+//! every backend. `log_likelihood`
 //! (`likelihood.rs`) sends whole targets through the same layers. Positions enter through `positions.rs` only.
 //!
 //! Source: Raffel et al., arXiv 1910.10683; transformers' `modeling_t5.py`. The tests compare with stored outputs
 //! of that implementation, and with the candle backend.
 
 mod cache;
+mod choice;
 mod cross;
 mod generate;
 mod likelihood;
@@ -34,6 +36,7 @@ use cappy_plugin_models::t5::search;
 use cappy_plugin_models::weights::Checkpoint;
 use tch::{Device, Kind};
 
+use crate::cuda;
 use crate::engine::Result;
 use crate::group::Ranks;
 use crate::inference::InferenceMode;
@@ -45,9 +48,13 @@ use shard::Shard;
 use weights::Weights;
 
 /// Tokens that go through the encoder together; a longer row goes alone.
-const BLOCK_TOKENS: usize = 2048;
+const CPU_TOKENS: usize = 2048;
+/// Likewise on a GPU.
+const GPU_TOKENS: usize = 16_384;
 /// Bytes that keys and values of running sequences may take; what does not fit waits.
 const CACHE_BYTES: usize = 1 << 30;
+/// On a GPU whose memory is known: one part of so many.
+const CACHE_PART: usize = 8;
 
 /// Loads a T5 generator, or one rank's part of one.
 ///
@@ -85,7 +92,7 @@ impl T5 {
         let checkpoint = Checkpoint::open(Path::new(&request.model_dir))?;
         let shard = match group {
             None => Shard::alone(),
-            Some(group) => Shard::of(Ranks::join(group)?),
+            Some(group) => Shard::of(Ranks::join(group, device)?),
         };
         shard.agree(&request.config_json, &checkpoint, kind)?;
         let _mode = InferenceMode::enter();
@@ -95,16 +102,16 @@ impl T5 {
         Ok(Self {
             encodings: HashMap::new(),
             next_encoding: 0,
-            encoder: positions(false),
-            decoder: positions(true),
-            cache_bytes: CACHE_BYTES,
+            encoder: positions(false)?,
+            decoder: positions(true)?,
+            cache_bytes: cache_bytes(device),
             model: Model { weights, shard, kind, device, config },
         })
     }
 
-    fn cover(&mut self, encoder: usize, decoder: usize) {
-        self.encoder.cover(&self.model.weights.encoder.bias, encoder);
-        self.decoder.cover(&self.model.weights.decoder.bias, decoder);
+    fn cover(&mut self, encoder: usize, decoder: usize) -> Result<()> {
+        self.encoder.cover(&self.model.weights.encoder.bias, encoder)?;
+        self.decoder.cover(&self.model.weights.decoder.bias, decoder)
     }
 
     fn encoding(&self, id: EncodingId) -> std::result::Result<&Encoding, Failure> {
@@ -124,7 +131,8 @@ impl T5 {
         order.sort_by_key(|&row| sources.row(row).len());
         let lengths: Vec<usize> = order.iter().map(|&row| sources.row(row).len()).collect();
         let mut groups = Vec::new();
-        for block in blocks(&lengths, BLOCK_TOKENS) {
+        let budget = if self.model.device == Device::Cpu { CPU_TOKENS } else { GPU_TOKENS };
+        for block in blocks(&lengths, budget) {
             if control.cancelled() {
                 return Err(Failure::cancelled("the call was cancelled").into());
             }
@@ -156,7 +164,7 @@ impl Generator for T5 {
         control: &dyn Control,
     ) -> std::result::Result<EncodingId, Failure> {
         sources.check(self.model.config.vocab_size as u32)?;
-        self.cover(longest(sources), 0);
+        self.cover(longest(sources), 0)?;
         let _mode = InferenceMode::enter();
         let encoding = self.encode_rows(sources, control);
         let encoding = self.settled(encoding)?;
@@ -182,7 +190,7 @@ impl Generator for T5 {
                 row_keys.len()
             )));
         }
-        self.cover(0, decodings.iter().map(|d| d.max_length as usize).max().unwrap_or(0));
+        self.cover(0, decodings.iter().map(|d| d.max_length as usize).max().unwrap_or(0))?;
         let _mode = InferenceMode::enter();
         let batch = generate::Batch {
             pass: Pass { model: &self.model, control },
@@ -218,7 +226,7 @@ impl Generator for T5 {
                 "target {i} belongs to row {row} of an encoding of {encoded} rows"
             )));
         }
-        self.cover(0, longest(targets));
+        self.cover(0, longest(targets))?;
         let _mode = InferenceMode::enter();
         let pass = Pass { model: &self.model, control };
         let likelihoods = likelihood::of(pass, self.encoding(encoding)?, &self.decoder, targets, rows);
@@ -228,6 +236,11 @@ impl Generator for T5 {
     fn forget(&mut self, encoding: EncodingId) {
         self.encodings.remove(&encoding);
     }
+}
+
+fn cache_bytes(device: Device) -> usize {
+    let Device::Cuda(index) = device else { return CACHE_BYTES };
+    cuda::memory(index).map_or(CACHE_BYTES, |bytes| bytes as usize / CACHE_PART)
 }
 
 fn longest(batch: RaggedTokens<'_>) -> usize {

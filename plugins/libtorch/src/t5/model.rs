@@ -226,17 +226,13 @@ impl Pass<'_> {
         }
     }
 
-    /// Logits, `(rows, vocab)`, on the CPU.
+    /// Logits, `(rows, vocab)`.
     ///
     /// # Errors
     /// As [`Pass::embed`].
-    pub fn logits(&self, outputs: &Tensor) -> Result<Vec<f32>> {
+    pub fn logits(&self, outputs: &Tensor) -> Result<Tensor> {
         let Model { config, shard, .. } = self.model;
-        let logits = shard.join(self.own_logits(outputs)?, config, self.control)?;
-        let mut values = vec![0.0; logits.numel()];
-        let count = values.len();
-        logits.f_to_device(Device::Cpu)?.f_contiguous()?.f_copy_data(&mut values, count)?;
-        Ok(values)
+        shard.join(self.own_logits(outputs)?, config, self.control)
     }
 
     fn stack(

@@ -63,6 +63,16 @@ impl Bias {
         &self.values[head * self.stride() + self.reach - 1 - position..]
     }
 
+    /// All values: of each head those of every distance below [`Self::reach`], from the most negative on.
+    pub fn values(&self) -> &[f32] {
+        &self.values
+    }
+
+    /// Rows of so many positions are covered.
+    pub fn reach(&self) -> usize {
+        self.reach
+    }
+
     /// Values a head.
     pub fn stride(&self) -> usize {
         2 * self.reach - 1

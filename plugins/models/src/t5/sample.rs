@@ -31,15 +31,59 @@ pub fn draw(logits: &[f32], forbidden: Option<u32>, warp: Warp, u: f64, buffers:
         return draw_from_all(logits, forbidden, warp.temperature, u, &mut buffers.scaled);
     }
     support(logits, forbidden, warp, buffers);
-    let total: f64 = buffers.support.iter().map(|&(_, weight)| f64::from(weight)).sum();
+    invert(&buffers.support, u)
+}
+
+/// The token of a support, in vocabulary order, to which `u` leads.
+fn invert(support: &[(u32, f32)], u: f64) -> u32 {
+    let total: f64 = support.iter().map(|&(_, weight)| f64::from(weight)).sum();
     let mut below = 0.0;
-    for &(token, weight) in &buffers.support {
+    for &(token, weight) in support {
         below += f64::from(weight);
         if below > u * total {
             return token;
         }
     }
-    buffers.support.last().expect("a support has a token").0
+    support.last().expect("a support has a token").0
+}
+
+/// The highest logits of a distribution, which a device has picked out of all: what can be told from them is told as
+/// from all, and the rest is not told.
+pub struct Shortlist<'a> {
+    /// In vocabulary order.
+    pub tokens: &'a [(u32, f32)],
+    /// No other token has a higher logit.
+    pub floor: f32,
+}
+
+impl Shortlist<'_> {
+    /// As [`draw`]; `None`: all logits are needed.
+    pub fn draw(&self, forbidden: Option<u32>, warp: Warp, u: f64, buffers: &mut Buffers) -> Option<u32> {
+        if warp.top_k == 0 {
+            return None;
+        }
+        let divisor = warp.temperature as f32;
+        let bound = self.top_tokens(forbidden, warp.top_k)?.last().map(|&(_, logit)| logit / divisor)?;
+        // Division keeps the order: tokens that are not listed stay below.
+        if self.floor / divisor >= bound {
+            return None;
+        }
+        let kept = self.tokens.iter().map(|&(token, logit)| (token, logit / divisor));
+        buffers.support.clear();
+        buffers.support.extend(kept.filter(|&(token, x)| x >= bound && Some(token) != forbidden));
+        weigh(warp.top_p, buffers);
+        Some(invert(&buffers.support, u))
+    }
+
+    /// As [`top_tokens`]; `None`: all logits are needed.
+    pub fn top_tokens(&self, forbidden: Option<u32>, count: usize) -> Option<Vec<(u32, f32)>> {
+        let mut top: Vec<(u32, f32)> =
+            self.tokens.iter().copied().filter(|&(token, _)| Some(token) != forbidden).collect();
+        // Stable, and the list is in vocabulary order.
+        top.sort_by(|a, b| b.1.total_cmp(&a.1));
+        top.truncate(count);
+        (top.len() == count && top.last().is_none_or(|&(_, logit)| logit > self.floor)).then_some(top)
+    }
 }
 
 /// Tokens in vocabulary order with their probabilities.
@@ -49,7 +93,7 @@ fn support<'a>(
     warp: Warp,
     buffers: &'a mut Buffers,
 ) -> &'a [(u32, f32)] {
-    let Buffers { scaled, support, order } = buffers;
+    let Buffers { scaled, support, .. } = &mut *buffers;
     support.clear();
     if warp.top_k > 0 {
         // Division by a positive temperature keeps the order, so the few survivors are divided afterwards; equals
@@ -75,16 +119,22 @@ fn support<'a>(
             scaled.iter().enumerate().map(|(i, &x)| (i as u32, x)).filter(|&(i, _)| Some(i) != forbidden),
         );
     }
+    weigh(warp.top_p, buffers);
+    &buffers.support
+}
+
+/// Makes probabilities of a support's logits, and keeps the most probable tokens up to `top_p`.
+fn weigh(top_p: f64, buffers: &mut Buffers) {
+    let Buffers { scaled, support, order } = buffers;
     scaled.clear();
     scaled.extend(support.iter().map(|&(_, x)| x));
     rows::softmax(scaled, support.len(), 1.0);
     for (entry, &weight) in support.iter_mut().zip(&scaled[..]) {
         entry.1 = weight;
     }
-    if warp.top_p < 1.0 {
-        keep_nucleus(support, warp.top_p, order);
+    if top_p < 1.0 {
+        keep_nucleus(support, top_p, order);
     }
-    support
 }
 
 /// Keeps the most probable tokens until their sum crosses `top_p`. Among equals the higher id counts as more
@@ -191,4 +241,52 @@ pub fn top_tokens(logits: &[f32], forbidden: Option<u32>, count: usize) -> Vec<(
         }
     }
     top
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use cappy_plugin_abi::random::{fold, mix};
+
+    /// Few different values, so that many tokens are equals.
+    fn logits(seed: u64, vocabulary: u64, values: u64) -> Vec<f32> {
+        (0..vocabulary).map(|i| (fold(mix(seed), i) % values) as f32 / 8.0 - 3.0).collect()
+    }
+
+    #[test]
+    fn a_shortlist_tells_what_all_logits_tell_or_nothing() {
+        let (mut told, mut untold) = (0, 0);
+        for seed in 0..300 {
+            let logits = logits(seed, 40 + seed % 500, [3, 40, 4000][seed as usize % 3]);
+            let listed = 1 + (seed as usize * 7) % logits.len();
+            let mut order: Vec<(u32, f32)> = (0..).zip(logits.iter().copied()).collect();
+            // A device puts equals in any order.
+            order.sort_by(|a, b| b.1.total_cmp(&a.1).then(mix(u64::from(a.0)).cmp(&mix(u64::from(b.0)))));
+            let (mut tokens, mut floor) = (order[..listed].to_vec(), order[listed - 1].1);
+            if listed == logits.len() {
+                floor = f32::NEG_INFINITY;
+            }
+            tokens.sort_by_key(|&(token, _)| token);
+            let list = Shortlist { tokens: &tokens, floor };
+            let forbidden = (seed % 2 == 0).then_some(order[0].0);
+            let count = 1 + (seed as usize * 5) % 60;
+            let all = top_tokens(&logits, forbidden, count);
+            if let Some(top) = list.top_tokens(forbidden, count) {
+                assert_eq!(top, all, "{seed}");
+            }
+            let mut buffers = Buffers::default();
+            for (top_p, temperature) in [(1.0, 1.0), (0.7, 0.9)] {
+                let warp = Warp { temperature, top_k: count.min(logits.len() - 1), top_p };
+                let u = (fold(mix(seed), 1) % 1000) as f64 / 1000.0;
+                match list.draw(forbidden, warp, u, &mut buffers) {
+                    Some(token) => {
+                        assert_eq!(token, draw(&logits, forbidden, warp, u, &mut buffers), "{seed}");
+                        told += 1;
+                    }
+                    None => untold += 1,
+                }
+            }
+        }
+        assert!(told > 100 && untold > 50, "{told} {untold}");
+    }
 }

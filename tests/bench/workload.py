@@ -1,18 +1,19 @@
 """What both sides of a benchmark run: token ids of given lengths, the same for everyone.
 
 Lengths are log-normal (pairs: mean about 90 tokens, 12 to 512; prompts: mean about 62), drawn once and stored
-beside this file. `stride` keeps every stride-th of the sorted lengths: the same distribution, less work.
+beside this file. `stride` keeps every stride-th of the sorted lengths: the same distribution, less work; `repeat` takes
+each that often, with other tokens: more work, for a GPU.
 """
 import json
 import random
 
 
-def lengths(path, stride=1):
+def lengths(path, stride=1, repeat=1):
     values = json.load(open(path))["lengths"]
     if stride > 1:
         values = sorted(values)[stride // 2 :: stride]
         random.Random(7).shuffle(values)
-    return values
+    return values * repeat
 
 
 def roberta_ids(values, vocab=50265, seed=1):
@@ -51,9 +52,9 @@ def padded(rows, chosen, pad_id, to=None):
 
 
 if __name__ == "__main__":
-    # python workload.py roberta|t5 LENGTHS STRIDE ROWS.json: the rows for the side that is not Python.
+    # python workload.py roberta|t5 LENGTHS STRIDE REPEAT ROWS.json: the rows for the side that is not Python.
     import sys
 
-    kind, path, stride, output = sys.argv[1:]
+    kind, path, stride, repeat, output = sys.argv[1:]
     ids = {"roberta": roberta_ids, "t5": t5_ids}[kind]
-    json.dump(ids(lengths(path, int(stride))), open(output, "w"))
+    json.dump(ids(lengths(path, int(stride), int(repeat))), open(output, "w"))

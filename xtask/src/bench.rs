@@ -45,12 +45,27 @@ struct Sides {
     /// Keep every N-th of the sorted row lengths
     #[arg(long, default_value_t = 4)]
     stride: usize,
+    /// Take each of these lengths so often
+    #[arg(long, default_value_t = 1)]
+    repeat: usize,
     /// Threads on both sides
     #[arg(long, default_value_t = 2)]
     threads: usize,
     /// Python with tests/bench/requirements.txt installed [default: a virtual environment made below target/]
     #[arg(long, env = "CAPPY_BENCH_PYTHON")]
     python: Option<PathBuf>,
+    /// Where both sides compute: cpu, or cuda:0 (libtorch only, with LIBTORCH set to the Python's own torch)
+    #[arg(long, default_value = "cpu")]
+    device: String,
+    /// Number format of both sides: f32, bf16
+    #[arg(long, default_value = "f32")]
+    dtype: String,
+    /// The backend that is measured: candle, libtorch
+    #[arg(long, default_value = "candle", value_parser = ["candle", "libtorch"])]
+    backend: String,
+    /// Prompts generated for together, on both sides
+    #[arg(long, default_value_t = 16)]
+    batch: usize,
     /// Leave out the seed's padded way (score only; it is slow)
     #[arg(long)]
     no_seed: bool,
@@ -87,19 +102,25 @@ impl Bench {
         let shape = sides.shape.clone().unwrap_or_else(|| shape.to_owned());
         let python = python_of(sides.python.as_deref())?;
         let model = model(&python, &shape)?;
+        let package = format!("cappy-plugin-{}", sides.backend);
         let build =
-            ["build", "--release", "--locked", "--quiet", "--package", "cappy-plugin-candle", "--example"];
-        run("build", cargo(build).arg(example))?;
+            ["build", "--release", "--locked", "--quiet", "--package", &package, "--example", example];
+        let features: &[&str] = if sides.backend == "libtorch" { &["--features", "torch"] } else { &[] };
+        run("build", cargo(build).args(features))?;
         let lengths = root().join("tests/bench").join(lengths);
-        let rows = target().join("bench").join(format!("rows-{kind}-{}.json", sides.stride));
+        let rows = target().join("bench").join(format!("rows-{kind}-{}-{}.json", sides.stride, sides.repeat));
         let mut make_rows = Command::new(&python);
         make_rows.arg(root().join("tests/bench/workload.py")).arg(kind).arg(&lengths);
-        run("rows", make_rows.arg(sides.stride.to_string()).arg(&rows))?;
+        run("rows", make_rows.args([sides.stride, sides.repeat].map(|n| n.to_string())).arg(&rows))?;
         let arguments: Vec<String> = [
             ("--model", model.display().to_string()),
             ("--lengths", lengths.display().to_string()),
             ("--stride", sides.stride.to_string()),
+            ("--repeat", sides.repeat.to_string()),
             ("--threads", sides.threads.to_string()),
+            ("--device", sides.device.clone()),
+            ("--dtype", sides.dtype.clone()),
+            ("--batch", sides.batch.to_string()),
         ]
         .into_iter()
         .flat_map(|(flag, value)| [flag.to_owned(), value])
@@ -107,9 +128,11 @@ impl Bench {
         let program = target().join("release/examples").join(example);
         let ours = {
             let (model, rows, threads) = (model.clone(), rows.clone(), sides.threads.to_string());
+            let place = [sides.device.clone(), sides.dtype.clone(), sides.batch.to_string()];
             let command = move || {
                 let mut command = Command::new(&program);
-                command.arg(&model).arg(&rows).arg(&threads);
+                command.env("RAYON_NUM_THREADS", &threads).env("OMP_NUM_THREADS", &threads);
+                command.arg(&model).arg(&rows).args(&place);
                 command
             };
             Side { name: "cappy", command: Box::new(command) }
@@ -126,16 +149,17 @@ impl Bench {
                 }),
             }
         };
-        let mut theirs = vec![peer_side("transformers + PyTorch f32", &[])];
+        let mut theirs = vec![peer_side("transformers + PyTorch", &[])];
         if peer.starts_with("score") && !sides.no_seed {
             theirs.push(peer_side("the seed's way (padded to 512)", &["--padding", "seed"]));
         }
         let report = compare(&ours, &theirs, sides.rounds)?;
         println!(
             "{}",
-            serde_json::to_string_pretty(
-                &json!({ "shape": shape, "threads": sides.threads, "sides": report })
-            )?
+            serde_json::to_string_pretty(&json!({
+                "shape": shape, "threads": sides.threads, "device": sides.device, "dtype": sides.dtype,
+                "backend": sides.backend, "sides": report,
+            }))?
         );
         Ok(())
     }

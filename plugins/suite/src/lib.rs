@@ -16,6 +16,7 @@
 //! A crate of its own, for development only: were it a feature of the contract, a build of one package and a build of
 //! the workspace would make two contract crates that do not fit each other.
 
+pub mod bench;
 pub mod generation;
 pub mod golden;
 pub mod loading;

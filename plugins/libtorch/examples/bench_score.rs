@@ -1,0 +1,5 @@
+//! This backend's side of `cargo xtask bench score`: see [`cappy_plugin_suite::bench`].
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    cappy_plugin_suite::bench::score(&cappy_plugin_libtorch::LibtorchBackend)
+}

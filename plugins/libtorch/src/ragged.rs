@@ -5,11 +5,25 @@ use tch::{Device, Kind, Tensor};
 
 use crate::engine::Result;
 
-/// A padded batch may have so many positions (rows * longest^2) that a mask of its own, for each row and head, is
-/// small beside the activations.
-const CPU_MASKED: usize = 1 << 18;
-/// Likewise on a GPU, where every batch costs kernels to be launched.
-const GPU_MASKED: usize = 1 << 22;
+/// How rows are grouped.
+#[derive(Clone, Copy)]
+struct Limits {
+    /// A group with padding has at most so many positions (rows * longest^2): a mask of its own, for each row and head, is
+    /// small beside the activations.
+    masked: usize,
+    /// So many tokens of padding are free, whatever they are padding for.
+    padding: usize,
+}
+
+impl Limits {
+    const CPU: Self = Self { masked: 1 << 18, padding: 0 };
+    /// Where every group costs kernels to be launched.
+    const GPU: Self = Self { masked: 1 << 22, padding: 2048 };
+
+    fn of(device: Device) -> Self {
+        if device == Device::Cpu { Self::CPU } else { Self::GPU }
+    }
+}
 
 /// Rows that are padded to one length.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,9 +59,8 @@ impl Group {
     }
 }
 
-/// Groups of rows of nearly equal lengths: at most an eighth of a group is padding, and a group with padding has at most
-/// `masked` positions.
-fn groups(lengths: &[usize], masked: usize) -> Vec<Group> {
+/// Groups of rows of nearly equal lengths: padding is at most an eighth of a group's tokens, or what is free.
+fn groups(lengths: &[usize], limits: Limits) -> Vec<Group> {
     let mut order: Vec<usize> = (0..lengths.len()).collect();
     order.sort_by_key(|&row| lengths[row]);
     let mut made: Vec<Group> = Vec::new();
@@ -56,8 +69,9 @@ fn groups(lengths: &[usize], masked: usize) -> Vec<Group> {
         let length = lengths[row];
         if let Some(group) = made.last_mut() {
             let rows = group.rows.len() + 1;
-            let fits = 8 * (rows * length - tokens - length) <= tokens + length;
-            if length == group.longest && !group.padded() || fits && rows * length * length <= masked {
+            let padding = rows * length - tokens - length;
+            let fits = 8 * padding <= tokens + length || padding <= limits.padding;
+            if length == group.longest && !group.padded() || fits && rows * length * length <= limits.masked {
                 group.rows.push(row);
                 group.lengths.push(length);
                 group.longest = length;
@@ -123,8 +137,7 @@ impl Ragged {
                 Some(*at - length)
             })
             .collect();
-        let masked = if device == Device::Cpu { CPU_MASKED } else { GPU_MASKED };
-        let groups = groups(lengths, masked);
+        let groups = groups(lengths, Limits::of(device));
         let mut back = vec![0; lengths.iter().sum()];
         let mut takes = Vec::with_capacity(groups.len());
         let mut place = 0;
@@ -187,19 +200,23 @@ mod tests {
 
     #[test]
     fn groups_hold_every_row_once_with_little_padding() {
-        for (seed, rows, longest) in [(1, 0, 9), (2, 1, 9), (3, 200, 40), (4, 60, 512), (5, 300, 2)] {
+        let many = [(1, 0, 9), (2, 1, 9), (3, 200, 40), (4, 60, 512), (5, 300, 2), (6, 64, 250)];
+        for ((seed, rows, longest), limits) in
+            many.into_iter().flat_map(|of| [Limits::CPU, Limits::GPU].map(|l| (of, l)))
+        {
             let lengths = some_lengths(seed, rows, longest);
-            let made = groups(&lengths, CPU_MASKED);
+            let made = groups(&lengths, limits);
             let mut seen: Vec<usize> = made.iter().flat_map(|g| g.rows.clone()).collect();
             seen.sort_unstable();
             assert_eq!(seen, (0..lengths.len()).collect::<Vec<_>>());
-            for group in made {
+            for group in &made {
                 let own: Vec<usize> = group.rows.iter().map(|&row| lengths[row]).collect();
                 assert_eq!((&own, own.iter().max()), (&group.lengths, Some(&group.longest)));
                 let (all, tokens) = (own.len() * group.longest, own.iter().sum::<usize>());
-                assert!(8 * (all - tokens) <= tokens, "{group:?}");
-                assert!(!group.padded() || all * group.longest <= CPU_MASKED, "{group:?}");
+                assert!(8 * (all - tokens) <= tokens || all - tokens <= limits.padding, "{group:?}");
+                assert!(!group.padded() || all * group.longest <= limits.masked, "{group:?}");
             }
+            assert!(limits.padding == 0 || made.len() <= 8, "{}", made.len());
         }
     }
 

@@ -8,6 +8,11 @@ use super::model::{attend, split};
 use crate::engine::Result;
 use crate::ragged::{Group, Take, join};
 
+/// A group of sources is asked as a whole if that makes at most so many times as many queries as there are.
+const CPU_WASTED: usize = 2;
+/// Likewise on a GPU, where a row alone costs as many kernels as a group.
+const GPU_WASTED: usize = 8;
+
 /// Sources of nearly equal lengths.
 pub struct SourceGroup {
     /// Which rows of the encoding.
@@ -59,8 +64,14 @@ impl Encoding {
         self.places.len()
     }
 
+    /// Where a row's keys are: rows of a group are neighbours in this order.
+    pub fn place(&self, row: usize) -> (usize, usize) {
+        self.places[row]
+    }
+
     /// Prepares queries, of which query `i` attends to row `sources[i]`.
     pub fn ask(&self, sources: &[usize], device: Device) -> Result<Asking> {
+        let wasted = if device == Device::Cpu { CPU_WASTED } else { GPU_WASTED };
         let mut by_group = BTreeMap::<usize, BTreeMap<usize, Vec<i64>>>::new();
         for (query, &row) in sources.iter().enumerate() {
             let (group, place) = self.places[row];
@@ -87,7 +98,7 @@ impl Encoding {
                 asked.push(Asked { group, row, take: Take::new(&take, device)? });
                 Ok::<_, crate::engine::Error>(())
             };
-            if count * most <= 2 * queries {
+            if count * most <= wasted * queries {
                 let all: Vec<&[i64]> =
                     (0..count).map(|place| rows.get(&place).map_or(&[][..], Vec::as_slice)).collect();
                 ask(None, &all, most)?;

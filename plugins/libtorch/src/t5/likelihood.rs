@@ -27,9 +27,9 @@ pub fn of(
     targets: RaggedTokens<'_>,
     rows: &[u32],
 ) -> Result<Vec<f32>> {
-    // Targets of a length together, and of those the targets of a row.
+    // Targets of a length together, and of those the targets of a row, and of a group of rows.
     let mut order: Vec<usize> = (0..targets.rows()).collect();
-    order.sort_by_key(|&i| (targets.row(i).len(), rows[i]));
+    order.sort_by_key(|&i| (targets.row(i).len(), encoding.place(rows[i] as usize)));
     let lengths: Vec<usize> = order.iter().map(|&i| targets.row(i).len()).collect();
     let mut log_probs = vec![0.0; targets.tokens.len()];
     let (budget, at_once) = if pass.model.device == Device::Cpu { CPU_TOKENS } else { GPU_TOKENS };

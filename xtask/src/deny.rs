@@ -9,7 +9,8 @@ use crate::steps::{self, cargo, root, target};
 /// The version that the configuration is written for.
 const VERSION: &str = "0.20.2";
 
-/// Its own release profile links everything as one unit at the highest level, for minutes; it runs for seconds.
+/// Its own release profile links everything as one unit at the highest level: 234 s of CPU, against 74 s without, for a
+/// check that then takes 3 s instead of 1.
 const BUILT_QUICKLY: [(&str, &str); 3] = [
     ("CARGO_PROFILE_RELEASE_LTO", "off"),
     ("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "16"),

@@ -23,7 +23,7 @@ pub struct Descriptor {
     pub scorer_architectures: Vec<String>,
     /// Likewise for generators: `t5`.
     pub generator_architectures: Vec<String>,
-    /// `training`, [`DATA_PARALLEL`], [`TENSOR_PARALLEL`].
+    /// `training`, [`DATA_PARALLEL`], [`TENSOR_PARALLEL`], [`GPU_SCORING_ONLY`].
     pub features: Vec<String>,
 }
 
@@ -58,6 +58,9 @@ pub struct LoadRequest {
 pub const DATA_PARALLEL: &str = "data-parallel";
 /// In [`Descriptor::features`]: generators take [`ModelOptions::group`] of the kind `tensor`.
 pub const TENSOR_PARALLEL: &str = "tensor-parallel";
+
+/// In [`Descriptor::features`]: on any device but the CPU it loads scorers and nothing else.
+pub const GPU_SCORING_ONLY: &str = "gpu-scoring-only";
 
 /// How the ranks of a group share the work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]

@@ -4,8 +4,8 @@ use std::path::Path;
 
 use candle_core::Device;
 use cappy_plugin_abi::{
-    Backend, Descriptor, Failure, Generator, Group, LoadRequest, ModelOptions, Scorer, Trainer,
-    TrainerOptions,
+    Backend, Descriptor, Failure, GPU_SCORING_ONLY, Generator, Group, LoadRequest, ModelOptions, Scorer,
+    Trainer, TrainerOptions,
 };
 use serde::de::DeserializeOwned;
 
@@ -18,6 +18,8 @@ use crate::trainer::EncoderTrainer;
 use crate::weights::Checkpoint;
 
 const NAME: &str = "candle";
+const FEATURES: &[&str] =
+    if cfg!(feature = "cuda") { &["training", GPU_SCORING_ONLY] } else { &["training"] };
 
 /// The backend; it has no state of its own.
 #[derive(Clone, Copy, Debug, Default)]
@@ -34,7 +36,7 @@ impl Backend for CandleBackend {
             dtypes: place::dtypes(),
             scorer_architectures: Family::ALL.iter().map(|family| family.model_type().into()).collect(),
             generator_architectures: vec![t5::ARCHITECTURE.into()],
-            features: vec!["training".into()],
+            features: FEATURES.iter().map(|&feature| feature.into()).collect(),
         }
     }
 

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use cappy_plugin_abi::Descriptor;
+use cappy_plugin_abi::{Descriptor, GPU_SCORING_ONLY};
 
 /// Which of a backend's interfaces is wanted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -62,6 +62,10 @@ impl Want<'_> {
         {
             return Some(format!("has no {}s", self.role));
         }
+        let on_gpu = self.device.is_some_and(|device| device != "cpu");
+        if on_gpu && self.role != Role::Scorer && has(&descriptor.features, GPU_SCORING_ONLY) {
+            return Some(format!("has {}s on the cpu only", self.role));
+        }
         let lists = [
             ("architecture", self.architecture, architectures),
             ("dtype", self.dtype.filter(|&it| it != "auto"), &descriptor.dtypes),
@@ -119,8 +123,18 @@ mod tests {
             ..Descriptor::default()
         };
         let silent = Descriptor { features: vec![], generator_architectures: vec![], ..candle.clone() };
+        let scoring = Descriptor {
+            devices: words(&["cpu", "cuda:0"]),
+            features: words(&["training", GPU_SCORING_ONLY]),
+            ..candle.clone()
+        };
         let scorer = Want::new(Role::Scorer);
-        let cases: [(Want<'_>, &Descriptor, Option<&str>); 10] = [
+        let on = |device, role| Want { device: Some(device), ..Want::new(role) };
+        let cases: [(Want<'_>, &Descriptor, Option<&str>); 14] = [
+            (on("cuda:0", Role::Scorer), &scoring, None),
+            (on("cpu", Role::Generator), &scoring, None),
+            (on("cuda:0", Role::Generator), &scoring, Some("has generators on the cpu only")),
+            (on("cuda:0", Role::Trainer), &scoring, Some("has trainers on the cpu only")),
             (scorer, &candle, None),
             (Want { architecture: Some("roberta"), dtype: Some("auto"), ..scorer }, &candle, None),
             (

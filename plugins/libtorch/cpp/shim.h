@@ -5,6 +5,7 @@
 
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
@@ -39,29 +40,27 @@ struct Exchanges {
     if (!device.is_cuda()) {
       return body(*of_cpu);
     }
-    // NCCL that was severed would connect anew, and wait for peers who do not.
-    std::lock_guard<std::mutex> lock(cuda_mutex);
+    // NCCL that was severed would connect anew, and wait for peers who do not. No lock: who waits in `body` is freed by
+    // another thread's `end_cuda`.
     if (!of_cuda || cuda_severed) {
       throw std::runtime_error("this group's GPUs are not connected, or no longer");
     }
     return body(*of_cuda);
   }
 
-  // Ends what waits on the GPU, whoever asks first.
+  // Ends what waits on the GPU. Returns when that has ended, whoever asked first: a process that ends before does not.
   void end_cuda() {
-    {
-      std::lock_guard<std::mutex> lock(cuda_mutex);
-      if (!sever_cuda || cuda_severed) {
-        return;
+    cuda_severed = true;
+    std::call_once(cuda_ended, [this] {
+      if (sever_cuda) {
+        sever_cuda();
       }
-      cuda_severed = true;
-    }
-    sever_cuda();
+    });
   }
 
  private:
-  std::mutex cuda_mutex;
-  bool cuda_severed = false;
+  std::atomic<bool> cuda_severed{false};
+  std::once_flag cuda_ended;
 };
 
 struct CappyGroup {

@@ -17,6 +17,7 @@ mod torch {
     use cappy_plugin_models::encoder::family::Family;
     use serde::de::DeserializeOwned;
 
+    use crate::group::Seat;
     use crate::{device, encoder, t5, trainer};
 
     impl Backend for LibtorchBackend {
@@ -43,14 +44,15 @@ mod torch {
         }
 
         fn load_generator(&self, request: &LoadRequest) -> Result<Box<dyn Generator>, Failure> {
+            let ModelOptions { group } = options(request)?;
+            let seat = group.map(Seat::take);
             let device = device::device(&request.device)?;
             let kind = device::kind(&request.dtype, device)?;
-            let ModelOptions { group } = options(request)?;
-            t5::load(request, device, kind, group.as_ref())
+            t5::load(request, device, kind, seat)
         }
 
         fn load_trainer(&self, request: &LoadRequest) -> Result<Box<dyn Trainer>, Failure> {
-            trainer::load(request, options(request)?, device::device(&request.device)?)
+            trainer::load(request, options(request)?)
         }
     }
 

@@ -201,12 +201,7 @@ impl Generator for T5 {
     ) -> Result<Generated, Failure> {
         let rows = self.encoding(encoding)?.len();
         search::check(decodings)?;
-        if row_keys.len() != rows {
-            return Err(Failure::invalid_argument(format!(
-                "{} row keys for an encoding of {rows} rows",
-                row_keys.len()
-            )));
-        }
+        search::check_keys(row_keys, rows)?;
         self.cover(0, decodings.iter().map(|d| d.max_length as usize).max().unwrap_or(0));
         let mut history = std::mem::take(&mut self.history);
         let batch = generate::Batch {
@@ -232,18 +227,7 @@ impl Generator for T5 {
     ) -> Result<Vec<f32>, Failure> {
         let encoded = self.encoding(encoding)?.len();
         targets.check(self.config.vocab_size as u32)?;
-        if rows.len() != targets.rows() {
-            return Err(Failure::invalid_argument(format!(
-                "{} row indices for {} targets",
-                rows.len(),
-                targets.rows()
-            )));
-        }
-        if let Some((i, row)) = rows.iter().enumerate().find(|&(_, &row)| row as usize >= encoded) {
-            return Err(Failure::invalid_argument(format!(
-                "target {i} belongs to row {row} of an encoding of {encoded} rows"
-            )));
-        }
+        search::check_owners(rows, targets.rows(), encoded)?;
         self.cover(0, longest(targets));
         let sources = self.encoding(encoding)?;
         let vocab = self.config.vocab_size;

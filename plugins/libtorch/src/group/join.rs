@@ -1,5 +1,6 @@
 //! How ranks find each other.
 
+use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
@@ -8,12 +9,45 @@ use std::time::Duration;
 use cappy_plugin_abi::{Failure, Group};
 use tch::Device;
 
+use super::Ranks;
 use super::ffi::{Connections, Store};
 use super::watch::{Meeting, Watch};
 use crate::cuda;
 
 /// Beyond the group's timeout: for steps that time out one after the other, and say more than the total would.
 const MARGIN: Duration = Duration::from_secs(2);
+
+/// This process's place in a group, from when a backend is asked to load until the ranks meet. What the host has handed
+/// over with it, rank 0's listener, is closed when nothing comes of it.
+pub struct Seat {
+    group: Group,
+    listener: Option<OwnedFd>,
+}
+
+impl Seat {
+    /// Takes the place.
+    pub fn take(group: Group) -> Self {
+        let listener = group.listener.filter(|&fd| fd >= 0);
+        // SAFETY: the host has given the socket away with the request.
+        let listener = listener.map(|fd| unsafe { OwnedFd::from_raw_fd(fd) });
+        Self { group, listener }
+    }
+
+    /// Which place it is.
+    pub fn group(&self) -> &Group {
+        &self.group
+    }
+
+    /// As [`Ranks::join`].
+    ///
+    /// # Errors
+    /// Those of [`Ranks::join`].
+    pub fn join(self, device: Device) -> Result<Arc<Ranks>, Failure> {
+        // The store's from here on.
+        let _ = self.listener.map(IntoRawFd::into_raw_fd);
+        Ranks::join(&self.group, device)
+    }
+}
 
 /// A group that has come together.
 pub(super) struct Joined {
@@ -145,6 +179,25 @@ const MOST_SECONDS: u64 = 86_400;
 mod tests {
     use super::*;
     use cappy_plugin_abi::{Code, GroupKind};
+
+    #[test]
+    fn a_seat_that_nobody_sits_on_is_given_back() {
+        let listener = std::net::TcpListener::bind(("127.0.0.1", 0)).expect("a free port");
+        let address = listener.local_addr().expect("bound");
+        let group = Group {
+            kind: GroupKind::Tensor,
+            rank: 0,
+            world: 2,
+            rendezvous: address.to_string(),
+            listener: Some(listener.into_raw_fd()),
+            host: "127.0.0.1".into(),
+            timeout_seconds: 1,
+        };
+        let seat = Seat::take(group);
+        std::net::TcpStream::connect(address).expect("it listens");
+        drop(seat);
+        std::net::TcpStream::connect(address).expect_err("it is closed");
+    }
 
     #[test]
     fn a_place_in_a_group_is_checked_before_anything_is_opened() {

@@ -26,6 +26,7 @@ use tch::{Device, Tensor};
 use ffi::{Connections, Said, Work};
 pub use gradients::Gradients;
 use join::Joined;
+pub use join::Seat;
 use watch::Watch;
 
 /// How long the end of a group waits for its exchanges on the GPU to end, which takes milliseconds.

@@ -28,7 +28,7 @@ use std::collections::HashMap;
 use std::path::Path;
 
 use cappy_plugin_abi::{
-    Control, Decoding, EncodingId, Failure, Generated, Generator, Group, LoadRequest, ModelInfo, RaggedTokens,
+    Control, Decoding, EncodingId, Failure, Generated, Generator, LoadRequest, ModelInfo, RaggedTokens,
 };
 pub use cappy_plugin_models::t5::config::ARCHITECTURE;
 use cappy_plugin_models::t5::config::Config;
@@ -38,7 +38,7 @@ use tch::{Device, Kind};
 
 use crate::cuda;
 use crate::engine::Result;
-use crate::group::Ranks;
+use crate::group::Seat;
 use crate::inference::InferenceMode;
 use crate::ragged::blocks;
 use cross::Encoding;
@@ -65,9 +65,9 @@ pub fn load(
     request: &LoadRequest,
     device: Device,
     kind: Kind,
-    group: Option<&Group>,
+    seat: Option<Seat>,
 ) -> std::result::Result<Box<dyn Generator>, Failure> {
-    Ok(Box::new(T5::open(request, device, kind, group)?))
+    Ok(Box::new(T5::open(request, device, kind, seat)?))
 }
 
 /// A loaded model with its encodings.
@@ -85,14 +85,14 @@ impl T5 {
         request: &LoadRequest,
         device: Device,
         kind: Kind,
-        group: Option<&Group>,
+        seat: Option<Seat>,
     ) -> std::result::Result<Self, Failure> {
         let config = Config::parse(&request.config_json)?;
-        Shard::check(&config, group)?;
+        Shard::check(&config, seat.as_ref().map(Seat::group))?;
         let checkpoint = Checkpoint::open(Path::new(&request.model_dir))?;
-        let shard = match group {
+        let shard = match seat {
             None => Shard::alone(),
-            Some(group) => Shard::of(Ranks::join(group, device)?),
+            Some(seat) => Shard::of(seat.join(device)?),
         };
         shard.agree(&request.config_json, &checkpoint, kind)?;
         let _mode = InferenceMode::enter();
@@ -184,12 +184,7 @@ impl Generator for T5 {
     ) -> std::result::Result<Generated, Failure> {
         let rows = self.encoding(encoding)?.rows();
         search::check(decodings)?;
-        if row_keys.len() != rows {
-            return Err(Failure::invalid_argument(format!(
-                "{} row keys for an encoding of {rows} rows",
-                row_keys.len()
-            )));
-        }
+        search::check_keys(row_keys, rows)?;
         self.cover(0, decodings.iter().map(|d| d.max_length as usize).max().unwrap_or(0))?;
         let _mode = InferenceMode::enter();
         let batch = generate::Batch {
@@ -214,18 +209,7 @@ impl Generator for T5 {
     ) -> std::result::Result<Vec<f32>, Failure> {
         let encoded = self.encoding(encoding)?.rows();
         targets.check(self.model.config.vocab_size as u32)?;
-        if rows.len() != targets.rows() {
-            return Err(Failure::invalid_argument(format!(
-                "{} row indices for {} targets",
-                rows.len(),
-                targets.rows()
-            )));
-        }
-        if let Some((i, row)) = rows.iter().enumerate().find(|&(_, &row)| row as usize >= encoded) {
-            return Err(Failure::invalid_argument(format!(
-                "target {i} belongs to row {row} of an encoding of {encoded} rows"
-            )));
-        }
+        search::check_owners(rows, targets.rows(), encoded)?;
         self.cover(0, longest(targets))?;
         let _mode = InferenceMode::enter();
         let pass = Pass { model: &self.model, control };

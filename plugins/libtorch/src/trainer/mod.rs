@@ -23,11 +23,13 @@ use cappy_plugin_models::trainer::check_options;
 use cappy_plugin_models::weights::Checkpoint;
 use tch::{Device, Kind, Tensor};
 
+use crate::device;
 use crate::encoder::architecture::{Architecture, Network};
 use crate::encoder::batch::{Batch, by_length, share};
 use crate::encoder::pass::Pass;
 use crate::encoder::scorer::logits;
 use crate::engine::Result;
+use crate::group::Seat;
 use crate::weights::numbers;
 use adamw::Step;
 use parallel::Parallel;
@@ -69,8 +71,9 @@ enum Place {
 pub fn load(
     request: &LoadRequest,
     options: TrainerOptions,
-    device: Device,
 ) -> std::result::Result<Box<dyn Trainer>, Failure> {
+    let seat = options.group.clone().map(Seat::take);
+    let device = device::device(&request.device)?;
     if !matches!(request.dtype.as_str(), "auto" | "f32") {
         return Err(Failure::unsupported(format!(
             "the libtorch backend does not train in `{}`; use `f32` or `auto`",
@@ -89,8 +92,8 @@ pub fn load(
     let checkpoint = Checkpoint::open(Path::new(&request.model_dir))?;
     let mut variables = Variables::load(&architecture, &checkpoint, options.seed, device)?;
     let network = architecture.network(&mut variables)?;
-    let ranks = match &options.group {
-        Some(group) => Place::Among(Parallel::join(group, request, &options, &variables)?),
+    let ranks = match seat {
+        Some(seat) => Place::Among(Parallel::join(seat, request, &options, &variables)?),
         None => Place::Alone,
     };
     let info = architecture.info(4 * architecture.slots().len() as u64, Kind::Float);

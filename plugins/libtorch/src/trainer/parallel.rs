@@ -8,7 +8,7 @@ use tch::Tensor;
 
 use super::variables::{Variables, settings};
 use crate::engine::Result;
-use crate::group::{Gradients, Ranks};
+use crate::group::{Gradients, Ranks, Seat};
 
 /// The other ranks.
 pub struct Parallel {
@@ -39,12 +39,12 @@ impl Parallel {
     /// # Errors
     /// `InvalidArgument` naming two ranks that differ; `PeerLost` naming ranks that do not come.
     pub fn join(
-        group: &Group,
+        seat: Seat,
         request: &LoadRequest,
         options: &TrainerOptions,
         variables: &Variables,
     ) -> std::result::Result<Self, Failure> {
-        let ranks = Ranks::join(group, variables.device())?;
+        let ranks = seat.join(variables.device())?;
         ranks.agree("the model's config.json", &format!("{:016x}", key_of(&request.config_json)))?;
         ranks.agree("the options", &settings(options))?;
         let gradients = Gradients::new(&ranks, &variables.leaves())?;

@@ -233,7 +233,8 @@ fn ranks_with_other_options_are_refused() {
 #[test]
 fn a_trainer_shares_rows_only() {
     let mut group = Place::new(2, 1).groups.remove(0);
-    group.kind = GroupKind::Tensor;
+    // The place keeps its own.
+    (group.kind, group.listener) = (GroupKind::Tensor, None);
     let failure = load(TrainerOptions::default(), Some(&group)).err().unwrap();
     assert_eq!(failure.code, Code::Unsupported);
     assert!(failure.message.contains("data parallel"), "{failure}");

@@ -117,6 +117,9 @@ impl Rank {
         if cappy_plugin_suite::device() != "cpu" {
             // NCCL refuses two ranks of one host on one GPU: each gets a host of its own, and a socket to the others.
             command.env("NCCL_HOSTID", format!("rank-{}", group.rank)).env("NCCL_SOCKET_IFNAME", "lo");
+            // As the worker sets them.
+            command.env("NCCL_RUNTIME_CONNECT", "0").env("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0");
+            command.env("TORCH_NCCL_DUMP_ON_TIMEOUT", "0").env("TORCH_NCCL_ENABLE_MONITORING", "0");
         }
         if let Some(listener) = group.listener {
             // SAFETY: between fork and exec only this one system call, on a descriptor that the caller holds.

@@ -88,6 +88,33 @@ pub fn check(decodings: &[Decoding]) -> Result<(), Failure> {
     Ok(())
 }
 
+/// Refuses a number of row keys other than that of an encoding's rows.
+///
+/// # Errors
+/// `InvalidArgument` with both numbers.
+pub fn check_keys(row_keys: &[u64], rows: usize) -> Result<(), Failure> {
+    if row_keys.len() == rows {
+        return Ok(());
+    }
+    Err(Failure::invalid_argument(format!("{} row keys for an encoding of {rows} rows", row_keys.len())))
+}
+
+/// Refuses targets that belong to no row of an encoding; `rows[i]` is that of target `i`.
+///
+/// # Errors
+/// `InvalidArgument` naming the target, or with both numbers.
+pub fn check_owners(rows: &[u32], targets: usize, encoded: usize) -> Result<(), Failure> {
+    if rows.len() != targets {
+        return Err(Failure::invalid_argument(format!("{} row indices for {targets} targets", rows.len())));
+    }
+    match rows.iter().enumerate().find(|&(_, &row)| row as usize >= encoded) {
+        None => Ok(()),
+        Some((i, row)) => Err(Failure::invalid_argument(format!(
+            "target {i} belongs to row {row} of an encoding of {encoded} rows"
+        ))),
+    }
+}
+
 /// Sequences of a decoding that run at once.
 pub fn width(decoding: &Decoding) -> usize {
     match decoding.method {

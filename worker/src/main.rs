@@ -224,9 +224,11 @@ async fn serve(worker: WorkerArgs, devices: Vec<String>) -> anyhow::Result<Code>
 }
 
 /// What engines read from the environment, unless the operator has set it: threads that wait for work sleep, because other
-/// workers share the cores; a lost peer is told once, by us, without the engine's stack of C++ frames; and it is for us to
-/// end what waits for that peer, not for the engine to end this process.
-const ENGINE_SETTINGS: [(&str, &str); 5] = [
+/// workers share the cores; a lost peer is told once, by us, without the engine's stack of C++ frames; it is for us to end
+/// what waits for that peer, not for the engine to end this process; and GPUs are connected when their ranks meet, not in
+/// the middle of the first exchange, where nobody looks whether it was cancelled.
+const ENGINE_SETTINGS: [(&str, &str); 6] = [
+    ("NCCL_RUNTIME_CONNECT", "0"),
     ("OMP_WAIT_POLICY", "passive"),
     ("TORCH_CPP_LOG_LEVEL", "FATAL"),
     ("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0"),

@@ -54,7 +54,7 @@ struct Sides {
     /// Python with tests/bench/requirements.txt installed [default: a virtual environment made below target/]
     #[arg(long, env = "CAPPY_BENCH_PYTHON")]
     python: Option<PathBuf>,
-    /// Where both sides compute: cpu, or cuda:0 (libtorch only, with LIBTORCH set to the Python's own torch)
+    /// Where both sides compute: cpu, or cuda:0 (libtorch takes CUDA from the Python's own torch)
     #[arg(long, default_value = "cpu")]
     device: String,
     /// Number format of both sides: f32, bf16
@@ -105,7 +105,12 @@ impl Bench {
         let package = format!("cappy-plugin-{}", sides.backend);
         let build =
             ["build", "--release", "--locked", "--quiet", "--package", &package, "--example", example];
-        let features: &[&str] = if sides.backend == "libtorch" { &["--features", "torch"] } else { &[] };
+        let gpu = sides.device != "cpu";
+        let features: &[&str] = match sides.backend.as_str() {
+            "libtorch" => &["--features", "torch"],
+            _ if gpu => &["--features", "cuda"],
+            _ => &[],
+        };
         run("build", cargo(build).args(features))?;
         let lengths = root().join("tests/bench").join(lengths);
         let rows = target().join("bench").join(format!("rows-{kind}-{}-{}.json", sides.stride, sides.repeat));
@@ -128,10 +133,15 @@ impl Bench {
         let program = target().join("release/examples").join(example);
         let ours = {
             let (model, rows, threads) = (model.clone(), rows.clone(), sides.threads.to_string());
+            let torch = if gpu { Some(torch_libraries(&python)?) } else { None };
             let place = [sides.device.clone(), sides.dtype.clone(), sides.batch.to_string()];
             let command = move || {
                 let mut command = Command::new(&program);
                 command.env("RAYON_NUM_THREADS", &threads).env("OMP_NUM_THREADS", &threads);
+                if let Some(torch) = &torch {
+                    // What a worker does by --torch-lib-dir.
+                    command.env("LD_LIBRARY_PATH", torch).env("LD_PRELOAD", torch.join("libtorch_cuda.so"));
+                }
                 command.arg(&model).arg(&rows).args(&place);
                 command
             };
@@ -163,6 +173,16 @@ impl Bench {
         );
         Ok(())
     }
+}
+
+/// `torch/lib` of a Python's PyTorch.
+fn torch_libraries(python: &Path) -> Result<PathBuf> {
+    let tell = "import torch; print(torch.__path__[0])";
+    let output = Command::new(python).args(["-c", tell]).output().context("cannot start Python")?;
+    if !output.status.success() {
+        bail!("{} has no torch: {}", python.display(), String::from_utf8_lossy(&output.stderr).trim());
+    }
+    Ok(Path::new(String::from_utf8_lossy(&output.stdout).trim()).join("lib"))
 }
 
 fn compare(ours: &Side, theirs: &[Side], rounds: usize) -> Result<Vec<Value>> {

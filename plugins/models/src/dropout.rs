@@ -66,6 +66,16 @@ impl Dropout {
         self.threshold > 0
     }
 
+    /// An element is kept when its 16 bits are at least this.
+    pub fn threshold(&self) -> u64 {
+        self.threshold
+    }
+
+    /// What kept elements are multiplied with.
+    pub fn scale(&self) -> f32 {
+        self.scale
+    }
+
     /// Applies the mask of a row: element `i` draws from 16 bits of `fold(row_key, i / 4)`.
     pub fn apply(&self, row: &mut [f32], row_key: u64) {
         if self.active() {

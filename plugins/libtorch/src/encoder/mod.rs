@@ -4,15 +4,16 @@
 //! A request's way: [`architecture`] reads `config.json` and says which tensors there are; a network is made of whatever
 //! gives these tensors (`parts.rs`): a checkpoint for a [`scorer`], variables for a trainer. Rows are sorted by length
 //! and cut into batches (`batch.rs`); a [`pass::Pass`] sends one through the network: all tokens at once through
-//! linear layers, groups of rows of nearly equal lengths through attention (`attention.rs`), first tokens only through
-//! what follows the last attention, where the head reads nothing else. The same code scores and trains; dropout
-//! (`pass.rs`) is the only difference.
+//! linear layers, rows as they lie (`packed.rs`) or groups of rows of nearly equal lengths (`padded.rs`) through attention
+//! (`attention.rs`), first tokens only through what follows the last attention, where the head reads nothing else. The
+//! same code scores and trains; dropout (`pass.rs`, `masks.rs`) is the only difference.
 
 pub mod architecture;
 mod attention;
 pub mod batch;
 mod bert;
 mod deberta;
+mod masks;
 mod modernbert;
 pub mod packed;
 pub mod padded;

@@ -4,9 +4,10 @@ use cappy_plugin_abi::random::fold;
 use cappy_plugin_abi::{Control, Failure};
 use cappy_plugin_models::dropout::{Dropout, Site};
 use rayon::prelude::*;
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use super::batch::Batch;
+use super::masks;
 use crate::engine::Result;
 use crate::ragged::Group;
 use crate::weights::filled;
@@ -88,9 +89,7 @@ impl<'a> Pass<'a> {
 
     fn apply(&self, dropout: Dropout, x: Tensor, site: Site, keys: &[usize]) -> Result<Tensor> {
         let (site, width) = (dropout.site(site), x.size()[1] as usize);
-        let mask = self.mask(&[keys.len(), width], width, |row, mask| {
-            dropout.apply(mask, fold(site, keys[row] as u64));
-        })?;
+        let mask = self.mask(dropout, &[keys.len(), width], |row| (fold(site, keys[row] as u64), width))?;
         Ok(x.f_mul(&mask)?)
     }
 
@@ -109,22 +108,35 @@ impl<'a> Pass<'a> {
         let Some(dropout) = self.dropout else { return Ok(None) };
         let site = dropout.site(Site::Attention(layer));
         let shape = [group.rows.len(), heads, queries, group.longest];
-        let mask = self.mask(&shape, group.longest, |line, mask| {
+        let mask = self.mask(dropout, &shape, |line| {
             let (row, head, query) = (line / queries / heads, line / queries % heads, line % queries);
             let row_key = fold(site, self.batch.rows[group.rows[row]] as u64);
-            let key = fold(fold(row_key, head as u64), query as u64);
-            dropout.apply(&mut mask[..group.lengths[row]], key);
+            (fold(fold(row_key, head as u64), query as u64), group.lengths[row])
         });
         mask.map(Some)
     }
 
-    /// A tensor of ones that `fill` changes line by line.
-    fn mask(&self, shape: &[usize], width: usize, fill: impl Fn(usize, &mut [f32]) + Sync) -> Result<Tensor> {
-        filled(shape, self.batch.device, Kind::Float, |to| {
+    /// A tensor of factors, `shape`: line by line, of the last dimension, by the key of each. What lies behind a line's
+    /// length is padding, whose factors nobody sees.
+    fn mask(
+        &self,
+        dropout: Dropout,
+        shape: &[usize],
+        line: impl Fn(usize) -> (u64, usize) + Sync,
+    ) -> Result<Tensor> {
+        let (width, device) = (shape[shape.len() - 1], self.batch.device);
+        if device != Device::Cpu {
+            let lines = shape[..shape.len() - 1].iter().product();
+            let keys: Vec<u64> = (0..lines).map(|i| line(i).0).collect();
+            let size: Vec<i64> = shape.iter().map(|&n| n as i64).collect();
+            return Ok(masks::on_device(dropout, &keys, width, device)?.f_view(size.as_slice())?);
+        }
+        filled(shape, device, Kind::Float, |to| {
             to.par_chunks_mut(ROWS * width).enumerate().for_each(|(chunk, lines)| {
                 lines.fill(1.0);
-                for (i, line) in lines.chunks_exact_mut(width).enumerate() {
-                    fill(chunk * ROWS + i, line);
+                for (i, factors) in lines.chunks_exact_mut(width).enumerate() {
+                    let (key, length) = line(chunk * ROWS + i);
+                    dropout.apply(&mut factors[..length], key);
                 }
             });
             Ok(())

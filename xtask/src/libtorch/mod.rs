@@ -105,6 +105,10 @@ impl Libtorch {
             fs::remove_dir_all(&unfinished).context("cannot remove what an earlier run left")?;
         }
         fs::create_dir_all(&unfinished).with_context(|| format!("cannot make {}", unfinished.display()))?;
+        let header = match &self.wheels {
+            Some(folder) => NCCL.at_hand(folder)?,
+            None => NCCL.fetch(self.index.as_deref())?,
+        };
         for wheel in &WHEELS {
             let file = match &self.wheels {
                 Some(folder) => wheel.at_hand(folder)?,
@@ -112,10 +116,6 @@ impl Libtorch {
             };
             unpack(&file, &unfinished).with_context(|| format!("cannot unpack {}", file.display()))?;
         }
-        let header = match &self.wheels {
-            Some(folder) => NCCL.at_hand(folder)?,
-            None => NCCL.fetch(self.index.as_deref())?,
-        };
         let place = unfinished.join(NCCL.member);
         fs::create_dir_all(place.parent().context("a member is in a folder")?)?;
         fs::write(place, header)?;

@@ -103,8 +103,13 @@ impl Bench {
         let python = python_of(sides.python.as_deref())?;
         let model = model(&python, &shape)?;
         let package = format!("cappy-plugin-{}", sides.backend);
+        // Examples of one workspace share a folder.
+        let example = match sides.backend.as_str() {
+            "libtorch" => format!("libtorch_{example}"),
+            _ => example.to_owned(),
+        };
         let build =
-            ["build", "--release", "--locked", "--quiet", "--package", &package, "--example", example];
+            ["build", "--release", "--locked", "--quiet", "--package", &package, "--example", &example];
         let gpu = sides.device != "cpu";
         let features: &[&str] = match sides.backend.as_str() {
             "libtorch" => &["--features", "torch"],
@@ -130,7 +135,7 @@ impl Bench {
         .into_iter()
         .flat_map(|(flag, value)| [flag.to_owned(), value])
         .collect();
-        let program = target().join("release/examples").join(example);
+        let program = target().join("release/examples").join(&example);
         let ours = {
             let (model, rows, threads) = (model.clone(), rows.clone(), sides.threads.to_string());
             let torch = if gpu { Some(torch_libraries(&python)?) } else { None };

@@ -29,8 +29,8 @@ use join::Joined;
 pub use join::Seat;
 use watch::Watch;
 
-/// How long the end of a group waits for its exchanges on the GPU to end, which takes milliseconds.
-const SEVERING: Duration = Duration::from_secs(5);
+/// How long the others are told of a group's end before exchanges on the GPU are ended regardless.
+const TELLING: Duration = Duration::from_secs(2);
 /// How long a wait goes on before it looks whether the call was cancelled or somebody raised the alarm.
 const TICK_MS: i64 = 50;
 
@@ -217,6 +217,7 @@ impl Ranks {
         self.watch.stop();
         let (meeting, why) = (self.watch.meeting(), why.to_owned());
         let (severed, ended) = mpsc::channel();
+        let on_gpu = self.nccl.then(|| Arc::clone(&connections));
         // An exchange that goes on keeps its connections open until it has failed: that is not to be waited for.
         thread::spawn(move || {
             meeting.leave(&why);
@@ -226,9 +227,11 @@ impl Ranks {
             drop(connections);
             meeting.close();
         });
-        if self.nccl {
-            // A process that ends while the GPU waits for a peer never ends.
-            let _ = ended.recv_timeout(SEVERING);
+        // A process that ends while the GPU waits for a peer never ends. The store may be silent, so it may take long.
+        if let Some(connections) = on_gpu
+            && ended.recv_timeout(TELLING).is_err()
+        {
+            let _ = connections.sever_cuda();
         }
     }
 

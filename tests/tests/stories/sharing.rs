@@ -11,16 +11,26 @@ use crate::{
 
 /// `submit generate` of the demo benchmark's stories' subsets, with these flags behind.
 fn generate(flags: &[&str]) -> Vec<String> {
-    let samples = NUM_SAMPLES.to_string();
+    generate_some(NUM_SAMPLES, flags)
+}
+
+/// As [`generate`], with so many samples of each decoding.
+fn generate_some(samples: usize, flags: &[&str]) -> Vec<String> {
+    let samples = samples.to_string();
     let mut args = vec!["submit", "generate", "--model", "demo", "--num-samples", &samples];
     args.extend(SUBSETS.iter().flat_map(|subset| ["--subset", subset]));
     args.extend(flags);
     args.into_iter().map(str::to_owned).collect()
 }
 
+/// One that takes a while: several times the samples.
+fn long(flags: &[&str]) -> Vec<String> {
+    generate_some(4 * NUM_SAMPLES, flags)
+}
+
 fn submit(client: &Client<'_>, flags: &[&str]) -> String {
     let flags: Vec<&str> = flags.iter().chain(&["--detach", "--output", "json"]).copied().collect();
-    job_id(&client.run(generate(&flags)).expect(0).json())
+    job_id(&client.run(long(&flags)).expect(0).json())
 }
 
 fn done(job: &Job) -> u32 {
@@ -127,7 +137,7 @@ fn two_jobs_share_the_cluster_and_a_paused_one_frees_it() {
     client.run(["resume", &first]).expect(0);
     client.run(["watch", &first, "--results", "resumed"]).expect(0);
     let sandbox = Sandbox::new();
-    Client::embedded(&sandbox).run(generate(&["--seed", "1", "--results", "alone"])).expect(0);
+    Client::embedded(&sandbox).run(long(&["--seed", "1", "--results", "alone"])).expect(0);
     job::assert_same(&tree(&sandbox.path("alone")), &tree(&cluster.sandbox().path("resumed")));
 }
 

@@ -38,7 +38,7 @@ pub struct GroupPlace {
 /// A rank's place among the others, for the backend that will connect it with them.
 ///
 /// The socket on which rank 0 listens is closed with the seat, whatever keeps the model from being loaded; only
-/// [`Self::hand_over`] makes it the backend's.
+/// `hand_over` makes it the backend's.
 #[derive(Debug)]
 pub struct Seat {
     /// Without its listener.

@@ -12,7 +12,8 @@ use std::sync::OnceLock;
 
 use libloading::os::unix::{Library, RTLD_LOCAL, RTLD_NOW};
 
-use crate::group::ffi::{Connections, RawGroup, RawStore, Said, Store, Text, said, said_at_length};
+use crate::group::ffi::{Connections, RawGroup, RawStore, Store};
+use crate::shim::{Said, Text, said, said_at_length};
 
 /// Empty: built where CUDA's and NCCL's headers were not.
 static LIBRARY: &[u8] = include_bytes!(env!("CAPPY_CUDA_LIBRARY"));

@@ -24,6 +24,8 @@ pub mod inference;
 #[cfg(feature = "torch")]
 mod ragged;
 #[cfg(feature = "torch")]
+mod shim;
+#[cfg(feature = "torch")]
 pub mod t5;
 #[cfg(feature = "torch")]
 pub mod trainer;

@@ -130,13 +130,7 @@ pub struct Ragged {
 impl Ragged {
     /// Of rows of these lengths.
     pub fn new(lengths: &[usize], device: Device) -> Result<Self> {
-        let starts: Vec<usize> = lengths
-            .iter()
-            .scan(0, |at, &length| {
-                *at += length;
-                Some(*at - length)
-            })
-            .collect();
+        let starts = starts(lengths);
         let groups = groups(lengths, Limits::of(device));
         let mut back = vec![0; lengths.iter().sum()];
         let mut takes = Vec::with_capacity(groups.len());
@@ -146,9 +140,9 @@ impl Ragged {
             for (&row, &length) in group.rows.iter().zip(&group.lengths) {
                 for position in 0..group.longest {
                     // Padding repeats the row's last token, which nobody sees.
-                    rows.push((starts[row] + position.min(length - 1)) as i64);
+                    rows.push(i64::from(starts[row]) + position.min(length - 1) as i64);
                     if position < length {
-                        back[starts[row] + position] = place;
+                        back[starts[row] as usize + position] = place;
                     }
                     place += 1;
                 }
@@ -181,12 +175,16 @@ pub fn join(parts: &[Tensor], back: &Take) -> Result<Tensor> {
 
 /// Consecutive ranges of rows with at most `budget` tokens each, a longer row alone.
 pub fn blocks(lengths: &[usize], budget: usize) -> Vec<std::ops::Range<usize>> {
-    let mut offsets = vec![0_u32];
-    offsets.extend(lengths.iter().scan(0, |at, &length| {
+    pieces(&starts(lengths), budget)
+}
+
+/// Where each of packed rows begins, and the end of the last: `(rows + 1)`.
+pub fn starts(lengths: &[usize]) -> Vec<u32> {
+    let ends = lengths.iter().scan(0, |at, &length| {
         *at += length as u32;
         Some(*at)
-    }));
-    pieces(&offsets, budget)
+    });
+    std::iter::once(0).chain(ends).collect()
 }
 
 #[cfg(test)]

@@ -3,13 +3,12 @@
 use std::sync::OnceLock;
 
 use cappy_plugin_abi::RaggedTokens;
-use cappy_plugin_models::encoder::pieces::pieces;
 use tch::{Device, Kind, Tensor};
 
 use super::packed::{self, Packed};
 use super::padded::Padded;
 use crate::engine::Result;
-use crate::ragged::Take;
+use crate::ragged::{Take, blocks, starts};
 
 /// Some rows of a ragged batch, one after the other, and how attention takes them.
 pub struct Batch<'a> {
@@ -29,11 +28,8 @@ pub struct Batch<'a> {
 /// Indices of some rows, short ones first, in batches of at most `budget` tokens (a longer row alone).
 pub fn by_length(all: RaggedTokens<'_>, mut rows: Vec<usize>, budget: usize) -> Vec<Vec<usize>> {
     rows.sort_by_key(|&row| all.row(row).len());
-    let mut offsets = vec![0];
-    for &row in &rows {
-        offsets.push(offsets[offsets.len() - 1] + all.row(row).len() as u32);
-    }
-    pieces(&offsets, budget).into_iter().map(|range| rows[range].to_vec()).collect()
+    let lengths: Vec<usize> = rows.iter().map(|&row| all.row(row).len()).collect();
+    blocks(&lengths, budget).into_iter().map(|range| rows[range].to_vec()).collect()
 }
 
 /// The rows that rank `rank` of `world` computes: of nearly as many tokens as any other rank's, as they wait for each
@@ -59,11 +55,8 @@ impl<'a> Batch<'a> {
     /// `OutOfMemory`.
     pub fn new(all: RaggedTokens<'a>, rows: &'a [usize], device: Device, kind: Kind) -> Result<Self> {
         let lengths: Vec<usize> = rows.iter().map(|&row| all.row(row).len()).collect();
-        let starts = lengths.iter().scan(0, |at, &length| {
-            *at += length as i64;
-            Some(*at - length as i64)
-        });
-        let firsts = Take::new(&starts.collect::<Vec<_>>(), device)?;
+        let firsts: Vec<i64> = starts(&lengths)[..rows.len()].iter().map(|&start| start.into()).collect();
+        let firsts = Take::new(&firsts, device)?;
         let packed = packed::at_hand(device, kind).then(|| Packed::new(&lengths, device)).transpose()?;
         Ok(Self { all, rows, device, kind, lengths, firsts, padded: OnceLock::new(), packed })
     }

@@ -3,14 +3,15 @@
 //! Source: Dao, arXiv 2307.08691.
 
 use std::collections::BTreeMap;
-use std::ffi::c_char;
+use std::ffi::c_void;
 use std::sync::{Mutex, PoisonError};
 
 use tch::{Device, Kind, Tensor};
 
 use super::attention::Attention;
 use crate::engine::Result;
-use crate::group::ffi;
+use crate::ragged::starts;
+use crate::shim::{Text, said_at_length};
 
 /// The kernel takes heads of so many numbers, at most.
 const MOST_HEAD_DIM: usize = 256;
@@ -19,17 +20,17 @@ const HEAD_DIM_STEP: usize = 8;
 
 unsafe extern "C" {
     fn cappy_attend_packed(
-        query: *const std::ffi::c_void,
-        key: *const std::ffi::c_void,
-        value: *const std::ffi::c_void,
-        query_starts: *const std::ffi::c_void,
-        key_starts: *const std::ffi::c_void,
+        query: *const c_void,
+        key: *const c_void,
+        value: *const c_void,
+        query_starts: *const c_void,
+        key_starts: *const c_void,
         most_queries: i64,
         most_keys: i64,
         scale: f64,
         window: i64,
-        out: *mut *mut std::ffi::c_void,
-    ) -> *mut c_char;
+        out: *mut *mut c_void,
+    ) -> Text;
 }
 
 /// Where rows begin.
@@ -63,11 +64,7 @@ impl Packed {
     /// # Errors
     /// `OutOfMemory`.
     pub fn new(lengths: &[usize], device: Device) -> Result<Self> {
-        let mut starts = vec![0_i32];
-        starts.extend(lengths.iter().scan(0, |at, &length| {
-            *at += length as i32;
-            Some(*at)
-        }));
+        let starts: Vec<i32> = starts(lengths).iter().map(|&start| start as i32).collect();
         Ok(Self {
             starts: Tensor::f_from_slice(&starts)?.f_to_device(device)?,
             firsts: Tensor::f_arange(starts.len() as i64, (Kind::Int, device))?,
@@ -128,7 +125,7 @@ impl Packed {
                 &mut out,
             )
         };
-        ffi::said_at_length(reason).map_err(tch::TchError::Torch)?;
+        said_at_length(reason).map_err(tch::TchError::Torch)?;
         // SAFETY: just made by the shim, as tch makes its own, and nobody else's.
         let out = unsafe { Tensor::from_ptr(out.cast()) };
         Ok(out.f_flatten(1, 2)?)

@@ -1,11 +1,10 @@
 //! The C functions of `cpp/`, made safe.
 
-use std::ffi::{CStr, CString, c_char, c_int, c_void};
+use std::ffi::{CString, c_char, c_int, c_void};
 
 use tch::Tensor;
 
-/// What libtorch said, on one line.
-pub type Said<T> = Result<T, String>;
+use crate::shim::{Said, Text, owned, said};
 
 macro_rules! opaque {
     ($($(#[$doc:meta])* $name:ident),*) => {
@@ -24,12 +23,9 @@ opaque!(
     RawGradients
 );
 
-/// Null, or a text of the shim's to be freed.
-pub type Text = *mut c_char;
 type RawTensor = *mut c_void;
 
 unsafe extern "C" {
-    fn cappy_text_free(text: Text);
     fn cappy_store_open(
         host: *const c_char,
         port: u16,
@@ -86,33 +82,6 @@ unsafe extern "C" {
     fn cappy_gradients_work(gradients: *mut RawGradients, bucket: usize) -> *mut RawWork;
     fn cappy_gradients_take(gradients: *mut RawGradients, bucket: usize) -> Text;
     fn cappy_gradients_close(gradients: *mut RawGradients);
-}
-
-/// Takes over a text.
-///
-/// # Safety
-/// It was made by the shim and nobody else frees it.
-unsafe fn owned(text: Text) -> String {
-    // SAFETY: as promised; it ends with a zero.
-    let said = unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned();
-    // SAFETY: as promised.
-    unsafe { cappy_text_free(text) };
-    said
-}
-
-/// What a function said that returns null, or a reason to be freed.
-pub fn said(reason: Text) -> Said<()> {
-    // C++ puts frames and hints on lines of their own.
-    said_at_length(reason).map_err(|text| text.lines().next().unwrap_or_default().trim().to_owned())
-}
-
-/// With the lines that follow; of NCCL's reasons the last ones tell most.
-pub fn said_at_length(reason: Text) -> Said<()> {
-    if reason.is_null() {
-        return Ok(());
-    }
-    // SAFETY: every caller passes what a function of the shim has just returned.
-    Err(unsafe { owned(reason) })
 }
 
 fn c_text(text: &str) -> Said<CString> {

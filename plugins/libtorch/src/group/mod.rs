@@ -23,7 +23,8 @@ use std::time::Duration;
 use cappy_plugin_abi::{Control, Failure, Group};
 use tch::{Device, Tensor};
 
-use ffi::{Connections, Said, Work};
+use crate::shim::Said;
+use ffi::{Connections, Work};
 pub use gradients::Gradients;
 use join::Joined;
 pub use join::Seat;

@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 
 use cappy_plugin_abi::Failure;
 
-use super::ffi::{Connections, Said, Store};
+use super::ffi::{Connections, Store};
+use crate::shim::Said;
 
 /// How often a rank looks for an alarm.
 const PERIOD: Duration = Duration::from_millis(250);

@@ -11,6 +11,8 @@ use cappy_plugin_abi::{
 };
 use serde_json::json;
 
+use crate::batch_of;
+
 /// New tokens of each candidate: random weights rarely end by themselves.
 const NEW_TOKENS: u32 = 32;
 
@@ -50,13 +52,10 @@ impl Work {
 pub fn score(backend: &dyn Backend) -> Result<(), Box<dyn Error>> {
     let Work { request, rows, .. } = Work::read()?;
     let mut scorer = backend.load_scorer(&request)?;
-    let mut batch = TokenRows::new();
-    rows.iter().for_each(|row| batch.push(row));
-    let mut warm_up = TokenRows::new();
+    let batch = batch_of(&rows);
     // On the CPU two rows wake everything up; a GPU's libraries choose their kernels by size.
     let some = if request.device == "cpu" { 2 } else { rows.len() };
-    rows.iter().take(some).for_each(|row| warm_up.push(row));
-    scorer.score(warm_up.view(), &Unattended)?;
+    scorer.score(batch_of(rows.iter().take(some)).view(), &Unattended)?;
     let start = Instant::now();
     let scores = scorer.score(batch.view(), &Unattended)?;
     let seconds = start.elapsed().as_secs_f64();
@@ -101,8 +100,7 @@ pub fn generate(backend: &dyn Backend) -> Result<(), Box<dyn Error>> {
 
 /// Candidates and their likelihoods: seconds of encoding, generating and judging, and the number of generated tokens.
 fn candidates(generator: &mut dyn Generator, rows: &[Vec<u32>]) -> Result<([f64; 3], usize), Box<dyn Error>> {
-    let mut sources = TokenRows::new();
-    rows.iter().for_each(|row| sources.push(row));
+    let sources = batch_of(rows);
     let start = Instant::now();
     let encoding = generator.encode(sources.view(), &Unattended)?;
     let encoded = start.elapsed().as_secs_f64();

@@ -143,7 +143,8 @@ impl Model {
     }
 }
 
-fn batch_of<'a>(rows: impl IntoIterator<Item = &'a Vec<u32>>) -> TokenRows {
+/// Rows of token ids as a batch.
+pub fn batch_of<'a>(rows: impl IntoIterator<Item = &'a Vec<u32>>) -> TokenRows {
     let mut batch = TokenRows::new();
     for row in rows {
         batch.push(row);

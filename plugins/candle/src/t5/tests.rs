@@ -3,7 +3,8 @@
 
 use std::path::Path;
 
-use cappy_plugin_abi::{Code, Generator, LoadRequest, TokenRows, Unattended};
+use cappy_plugin_abi::{Code, Generator, LoadRequest, Unattended};
+use cappy_plugin_suite::batch_of;
 use cappy_plugin_suite::golden::stored::{T5S, generation};
 use cappy_plugin_suite::golden::{five_decodings, request};
 
@@ -19,12 +20,6 @@ fn on_the_cpu(model: &str) -> LoadRequest {
 
 fn opened(model: &str) -> T5 {
     open(&on_the_cpu(model)).expect("model")
-}
-
-fn rows<'a>(rows: impl IntoIterator<Item = &'a Vec<u32>>) -> TokenRows {
-    let mut made = TokenRows::new();
-    rows.into_iter().for_each(|row| made.push(row));
-    made
 }
 
 #[test]
@@ -45,7 +40,7 @@ fn the_plain_pass_and_the_fast_one_match_transformers() {
         let checkpoint = Checkpoint::open(Path::new(&request.model_dir)).expect("checkpoint");
         let plain = Plain { config: &config, checkpoint: &checkpoint };
         let mut generator = opened(model);
-        let id = generator.encode(rows(&golden.sources).view(), &Unattended).expect("encode");
+        let id = generator.encode(batch_of(&golden.sources).view(), &Unattended).expect("encode");
         let (targets, of) = golden.target_rows();
         let fast = generator.log_likelihood(id, targets.view(), &of, &Unattended).expect("likelihoods");
         let mut fast = fast.into_iter();
@@ -97,7 +92,7 @@ fn warped_distributions_match_transformers() {
 fn rows_wait_for_memory_without_changing_the_text() {
     let golden = generation(T5S[1]);
     let mut model = opened(T5S[1]);
-    let id = model.encode(rows(&golden.sources).view(), &Unattended).expect("encode");
+    let id = model.encode(batch_of(&golden.sources).view(), &Unattended).expect("encode");
     let keys = golden.keys();
     let plenty = model.generate(id, &five_decodings(), 3, &keys, &Unattended).expect("generate");
     // Keys and values of 64 positions of 30 sequences: one row at first, the next when the first dwindles.
@@ -111,10 +106,10 @@ fn logits_that_are_not_finite_are_reported() {
     let golden = generation(T5S[0]);
     let mut model = opened(T5S[0]);
     model.weights.decoder.final_norm[3] = f32::NAN;
-    let id = model.encode(rows(&golden.sources[..2]).view(), &Unattended).expect("encode");
+    let id = model.encode(batch_of(&golden.sources[..2]).view(), &Unattended).expect("encode");
     let generated = model.generate(id, &five_decodings(), 0, &[0, 1], &Unattended).expect_err("generate");
     assert_eq!((generated.code, generated.message.contains("row 0")), (Code::NotFinite, true), "{generated}");
-    let targets = rows([&vec![5, 1]]);
+    let targets = batch_of([&vec![5, 1]]);
     let likelihood = model.log_likelihood(id, targets.view(), &[1], &Unattended).expect_err("likelihood");
     assert_eq!((likelihood.code, likelihood.message.contains("target 0")), (Code::NotFinite, true));
 }

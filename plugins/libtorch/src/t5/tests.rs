@@ -3,6 +3,7 @@
 
 use cappy_plugin_abi::{Backend, Code, Generator, LoadRequest, ModelInfo, TokenRows, Unattended};
 use cappy_plugin_candle::CandleBackend;
+use cappy_plugin_suite::batch_of;
 use cappy_plugin_suite::golden::stored::{T5S, generation};
 use cappy_plugin_suite::golden::{OUTPUTS, close, five_decodings, request};
 use tch::Kind;
@@ -25,19 +26,13 @@ fn candle(model: &str) -> Box<dyn Generator> {
     CandleBackend.load_generator(&request).expect("model")
 }
 
-fn rows<'a>(rows: impl IntoIterator<Item = &'a Vec<u32>>) -> TokenRows {
-    let mut made = TokenRows::new();
-    rows.into_iter().for_each(|row| made.push(row));
-    made
-}
-
 #[test]
 fn candle_generates_the_same_text_and_finds_it_as_likely() {
     for model in T5S {
         let golden = generation(model);
         let (mut ours, mut theirs) = (open(model), candle(model));
-        let id = ours.encode(rows(&golden.sources).view(), &Unattended).expect("encode");
-        let same = theirs.encode(rows(&golden.sources).view(), &Unattended).expect("encode");
+        let id = ours.encode(batch_of(&golden.sources).view(), &Unattended).expect("encode");
+        let same = theirs.encode(batch_of(&golden.sources).view(), &Unattended).expect("encode");
         assert_eq!(ours.info(), ModelInfo { weight_bytes: ours.info().weight_bytes, ..theirs.info() });
         let keys = golden.keys();
         let got = ours.generate(id, &five_decodings(), 3, &keys, &Unattended).expect("generate");
@@ -58,8 +53,8 @@ fn a_row_of_any_length_is_read_and_written() {
     let model = T5S[1];
     // 3 heads and 3500^2 positions are more biases than are held at once.
     let long: Vec<u32> = (0..3500).map(|i| 3 + i * 7 % 160).collect();
-    let sources = rows([&long, &vec![5, 9, 1]]);
-    let target = rows([&long]);
+    let sources = batch_of([&long, &vec![5, 9, 1]]);
+    let target = batch_of([&long]);
     let (mut ours, mut theirs) = (open(model), candle(model));
     let id = ours.encode(sources.view(), &Unattended).expect("encode");
     let same = theirs.encode(sources.view(), &Unattended).expect("encode");
@@ -72,7 +67,7 @@ fn a_row_of_any_length_is_read_and_written() {
 fn rows_wait_for_memory_without_changing_the_text() {
     let golden = generation(T5S[1]);
     let mut model = open(T5S[1]);
-    let id = model.encode(rows(&golden.sources).view(), &Unattended).expect("encode");
+    let id = model.encode(batch_of(&golden.sources).view(), &Unattended).expect("encode");
     let keys = golden.keys();
     let plenty = model.generate(id, &five_decodings(), 3, &keys, &Unattended).expect("generate");
     // Of the 20 sequences a row: one row at a time; a few rows at a time, others joining as they dwindle.
@@ -93,10 +88,10 @@ fn logits_that_are_not_finite_are_reported() {
     let mode = InferenceMode::enter();
     let _ = model.model.weights.decoder.final_norm.fill_(f64::NAN);
     drop(mode);
-    let id = model.encode(rows(&golden.sources[..2]).view(), &Unattended).expect("encode");
+    let id = model.encode(batch_of(&golden.sources[..2]).view(), &Unattended).expect("encode");
     let generated = model.generate(id, &five_decodings(), 0, &[0, 1], &Unattended).expect_err("generate");
     assert_eq!((generated.code, generated.message.contains("row 0")), (Code::NotFinite, true), "{generated}");
-    let targets = rows([&vec![5, 1]]);
+    let targets = batch_of([&vec![5, 1]]);
     let likelihood = model.log_likelihood(id, targets.view(), &[1], &Unattended).expect_err("likelihood");
     assert_eq!((likelihood.code, likelihood.message.contains("target 0")), (Code::NotFinite, true));
 }
